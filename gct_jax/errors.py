@@ -1,0 +1,17 @@
+"""The one exception family that the command line turns into a single line and exit code 2."""
+
+
+class GctError(Exception):
+    """A problem the user can act on; its message names the file or value and what to do."""
+
+
+class ConfigError(GctError):
+    """A configuration field that is unknown, missing or outside its range."""
+
+
+class InputError(GctError):
+    """A prompt, option or volume that cannot be used."""
+
+
+class ModelFolderError(GctError):
+    """A model folder or weight file that is missing, damaged or of another structure."""
