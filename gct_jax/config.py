@@ -16,6 +16,20 @@ from gct_jax.errors import ConfigError
 T = TypeVar("T")
 
 
+def require_choice(name: str, value: object, choices: tuple) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raise ConfigError unless every named field is above zero."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise ConfigError(f"{type(config).__name__}.{name} = {value!r} must be a number above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class VolumeConfig:
     """Geometry of the low-resolution volume that CT-ViT reads and writes."""
@@ -178,20 +192,6 @@ class ModelConfig:
 def module_fields(config: Any) -> dict[str, Any]:
     """Fields of one frozen config as keyword arguments for the module of the same name."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
-def require_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")
-
-
-def require_positive(config: Any, *names: str) -> None:
-    """Raise ConfigError unless every named field is above zero."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{type(config).__name__}.{name} = {value!r} must be a number above 0")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
