@@ -1,0 +1,145 @@
+"""Frozen dataclasses that describe a training run; `configs/*.py` return them, `launch.train`
+overrides their fields by name (`optimizer.learning_rate=1e-4`)."""
+
+import dataclasses
+
+from gct_jax.config import ModelConfig, require_choice, require_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (AdamW where `weight_decay` > 0) with clipping, warm-up and an average of the weights.
+
+    `schedule` "cosine" falls from `learning_rate` to `final_fraction` of it at the last step.
+    """
+
+    learning_rate: float = 3e-5
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 0.5
+    ema_decay: float = 0.9999
+
+    def __post_init__(self):
+        require_choice("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        require_positive(self, "learning_rate", "clip_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Length and rhythm of a run. Intervals count steps; 0 switches one off.
+
+    `mesh` is the number of devices along ("data", "fsdp", "tensor"); one entry may be -1 (the rest).
+    """
+
+    steps: int = 1000
+    batch_size: int = 4
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 500
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    mesh: tuple[int, ...] = (-1, 1, 1)
+
+    def __post_init__(self):
+        require_positive(self, "steps", "batch_size", "log_every", "keep_checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the phantom's batches come from.
+
+    `cases` prepared cases in `folder` (see `launch.prepare`), of which the last `held_out` serve
+    evaluation only. `folder` "" renders fresh cases for every batch (CT-ViT only).
+    """
+
+    source: str = "phantom"
+    folder: str = ""
+    cases: int = 4000
+    held_out: int = 16
+    wordings: int = 4
+    slices_per_case: int = 8
+
+    def __post_init__(self):
+        require_choice("data.source", self.source, ("phantom",))
+        require_positive(self, "cases", "held_out", "wordings", "slices_per_case")
+
+
+@dataclasses.dataclass(frozen=True)
+class CTViTTraining:
+    """Losses of the first stage (reference section 3.5), with the cadence that it meant.
+
+    `commitment` "normalized" compares unit vectors (mends reference Q6), "reference" raw ones.
+    `window_weight` adds a mean absolute error of the soft-tissue window, where contrast is small.
+    From `discriminator_start_step` on, each `discriminator_every`-th step also updates the
+    discriminator, each `penalty_every`-th of these with the gradient penalty.
+    A codebook entry whose smoothed usage falls below `dead_code_threshold` (a share of the mean
+    usage) is replaced by a token of the batch.
+    """
+
+    reconstruction_weight: float = 1.0
+    commitment: str = "normalized"
+    commitment_weight: float = 1.0
+    window_weight: float = 0.0
+    perceptual_weight: float = 0.0
+    adversarial: bool = False
+    discriminator_start_step: int = 0
+    discriminator_every: int = 3
+    discriminator_base_dim: int = 16
+    discriminator_learning_rate: float = 3e-7
+    penalty_every: int = 4
+    codebook_decay: float = 0.99
+    dead_code_threshold: float = 0.05
+
+    def __post_init__(self):
+        require_choice("ctvit.commitment", self.commitment, ("normalized", "reference"))
+        require_positive(self, "discriminator_every", "penalty_every", "codebook_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGitTraining:
+    """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
+    continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
+    """
+
+    steps: int = 0
+    text_drop: float = 0.1
+    train_text_encoder: bool = False
+    critic: str = "none"
+    critic_weight: float = 1.0
+
+    def __post_init__(self):
+        require_choice("maskgit.critic", self.critic, ("none", "token", "self"))
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperResTraining:
+    """Third stage (reference section 7). The low-resolution image is noised at a level drawn
+    uniformly from [`low_res_noise_min`, `low_res_noise_max`]; `crop` > 0 trains on random squares
+    of that many output pixels (a multiple of the up-scaling factor)."""
+
+    text_drop: float = 0.1
+    low_res_noise_min: float = 0.0
+    low_res_noise_max: float = 1.0
+    crop: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One run: which `stage` of which `model`, how long, from which data."""
+
+    stage: str
+    model: ModelConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig()
+    data: DataConfig = DataConfig()
+    ctvit: CTViTTraining = CTViTTraining()
+    maskgit: MaskGitTraining = MaskGitTraining()
+    superres: SuperResTraining = SuperResTraining()
+
+    def __post_init__(self):
+        require_choice("stage", self.stage, ("ctvit", "maskgit", "superres"))

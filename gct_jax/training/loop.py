@@ -1,0 +1,175 @@
+"""The training loop, the same for every stage.
+
+A stage is three pure functions; the loop owns everything else: placement on devices, compilation,
+the order of steps, metrics, sample images, checkpoints and a clean end.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from gct_jax.sharding import make_mesh, shard_batch, state_shardings
+from gct_jax.training.checkpoint import Checkpoints
+from gct_jax.training.config import LoopConfig
+from gct_jax.training.metrics import MetricsWriter, mean_metrics
+from gct_jax.training.state import TrainState
+
+Batch = dict[str, Any]
+
+
+class Stage(NamedTuple):
+    """Pure functions of one stage, its configuration already bound.
+
+    init_state(key, pretrained) -> state; train_step(state, batch, key) -> (state, metrics);
+    eval_step(state, batch, key) -> metrics. Metrics are scalars by name.
+    """
+
+    init_state: Callable[[jax.Array, Any], TrainState]
+    train_step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[TrainState, Batch, jax.Array], dict[str, jax.Array]]
+
+
+def train(
+    stage: Stage,
+    config: LoopConfig,
+    workdir: Path,
+    batches: Callable[[int], Iterator[Batch]],
+    *,
+    pretrained: Any = None,
+    held_out: Sequence[Batch] = (),
+    sample_images: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
+) -> TrainState:
+    """Train to `config.steps`, starting from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      batches: `batches(start_step)` yields this process's NumPy batches of steps start_step, ...
+      pretrained: arrays of earlier stages that `init_state` starts from.
+      held_out: batches for `eval_step`, logged as `eval/...`.
+      sample_images: uint8 images by name, drawn every `config.sample_every` steps.
+
+    Returns:
+      The state at `config.steps`, or earlier if SIGINT, SIGTERM or a preemption asked to stop;
+      it is saved in either case.
+
+    Raises:
+      GctError: a metric is not finite (nothing is saved from that point on).
+    """
+    # --- Devices: shapes first, then the layout, then the arrays themselves
+    mesh = make_mesh(config.mesh)
+    root_key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(stage.init_state, root_key, pretrained)
+    shardings = state_shardings(abstract, mesh)
+    everywhere = NamedSharding(mesh, P())
+
+    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        state, metrics = stage.train_step(state, batch, jax.random.fold_in(state.key, state.step))
+        return state.replace(step=state.step + 1), metrics
+
+    train_step = jax.jit(
+        step_fn,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+    eval_step = jax.jit(stage.eval_step, in_shardings=(shardings, None, None))
+
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as saved:
+        # --- Restore or initialise
+        if saved.latest_step() is None:
+            state = jax.jit(stage.init_state, out_shardings=shardings)(root_key, pretrained)
+        else:
+            state = saved.restore(with_shardings(abstract, shardings))
+        start = int(state.step)
+
+        with MetricsWriter(workdir, start) as writer, stop_requests() as stop_requested:
+            # --- Train
+            stream = batches(start)
+            window: list[tuple[int, dict[str, jax.Array]]] = []
+            since = time.perf_counter()
+            bar = tqdm(
+                range(start + 1, config.steps + 1),
+                initial=start,
+                total=config.steps,
+                unit="step",
+                dynamic_ncols=True,
+            )
+            for step in bar:
+                state, metrics = train_step(state, shard_batch(next(stream), mesh))
+                window.append((step, metrics))
+                last = step == config.steps or stop_requested() or saved.preempted(step)
+
+                if last or step % config.log_every == 0:
+                    means = mean_metrics(jax.device_get(window))
+                    seconds = (time.perf_counter() - since) / len(window)
+                    writer.scalars(step, {**means, "seconds_per_step": seconds})
+                    bar.set_postfix(loss=f"{means['loss']:.4f}")
+                    window, since = [], time.perf_counter()
+                if held_out and (last or is_due(step, config.eval_every)):
+                    writer.scalars(step, evaluate(eval_step, state, held_out, mesh))
+                if sample_images and (last or is_due(step, config.sample_every)):
+                    writer.images(step, sample_images(state))
+                if last or is_due(step, config.checkpoint_every):
+                    saved.save(state)
+                if last:
+                    break
+    return state
+
+
+def evaluate(
+    eval_step: Callable, state: TrainState, held_out: Sequence[Batch], mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+    """Mean metrics over the held-out batches; batch i always draws from the same key."""
+    key = jax.random.key(0)
+    results = [
+        (i, eval_step(state, shard_batch(batch, mesh), jax.random.fold_in(key, i)))
+        for i, batch in enumerate(held_out)
+    ]
+    return {f"eval/{name}": value for name, value in mean_metrics(jax.device_get(results)).items()}
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that carry their sharding, as a restore needs them."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether an event that happens every `every` steps (0: never) falls on `step`."""
+    return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGINT or SIGTERM has come.
+
+    The first signal asks the loop to finish its step and save; a second one acts as usual.
+    Several processes must stop at the same step, so there the cluster's preemption notice counts
+    instead (`Checkpoints.preempted`).
+    """
+    asked = threading.Event()
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, previous[number])
+
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,77 @@
+"""Metrics on disk: one JSON object per line, always, and TensorBoard event files."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from gct_jax.errors import GctError
+
+
+class MetricsWriter:
+    """Appends to `folder/metrics.jsonl` and `folder/tensorboard`, images to `folder/samples`.
+
+    A resumed run starts at `start_step`; what an interrupted run wrote beyond it is dropped, so
+    every step appears once.
+    """
+
+    def __init__(self, folder: Path, start_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
+            path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line for `step`."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Write uint8 images [height, width] or [height, width, 3] as PNG and to TensorBoard."""
+        folder = self._folder / "samples"
+        folder.mkdir(exist_ok=True)
+        for name, image in images.items():
+            Image.fromarray(image).save(folder / f"{step:07d}_{name}.png")
+            self._board.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def mean_metrics(window: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:
+    """Mean of each metric over `window`, pairs (step, metrics).
+
+    Raises:
+      GctError: a value that is not finite, with its name and step.
+    """
+    for step, metrics in window:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise GctError(
+                    f"training stopped: {name} is {float(value)} at step {step}; "
+                    "resume from the last checkpoint with a lower learning rate"
+                )
+    names = window[-1][1]
+    return {name: float(np.mean([metrics[name] for _, metrics in window])) for name in names}

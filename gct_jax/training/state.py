@@ -1,0 +1,28 @@
+"""The one state that every stage trains and that a checkpoint holds."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a resumed run needs.
+
+    Attributes:
+      step: int32 scalar, updates done. The data order is a function of (seed, step), so this is
+        the data position as well.
+      key: typed PRNG key of the run; step i draws from `fold_in(key, i)`.
+      params: trained networks, name -> 'params' tree, float32.
+      ema: averaged copy of the networks that ship.
+      opt_state: one optax state per trained network or group.
+      extra: arrays without a gradient: CT-ViT's codebook, frozen text encoder.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: dict[str, Any]
+    ema: dict[str, Any]
+    opt_state: dict[str, Any]
+    extra: dict[str, Any]
