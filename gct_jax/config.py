@@ -15,6 +15,8 @@ from gct_jax.errors import ConfigError
 
 T = TypeVar("T")
 
+NOT_A_MODULE_FIELD = {"module": False}
+
 
 def require_choice(name: str, value: object, choices: tuple) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
@@ -27,7 +29,8 @@ def require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{type(config).__name__}.{name} = {value!r} must be a number above 0")
+            where = f"{type(config).__name__}.{name}"
+            raise ConfigError(f"{where} = {value!r} must be a number above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ class T5Config:
     heads: int = 12
     dim_head: int = 64
     mlp_dim: int = 2048
-    max_length: int = 256
+    max_length: int = dataclasses.field(default=256, metadata=NOT_A_MODULE_FIELD)
 
     def __post_init__(self):
         require_positive(self, *(field.name for field in dataclasses.fields(self)))
@@ -99,7 +102,7 @@ class T5Config:
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Super-resolution U-Net: see `gct_jax.models.unet.UNet` (options of imagen's efficient U-Net)."""
+    """Super-resolution U-Net: see `gct_jax.models.unet.UNet` (imagen's efficient U-Net)."""
 
     dim: int = 64
     init_dim: int | None = None
@@ -191,7 +194,11 @@ class ModelConfig:
 
 def module_fields(config: Any) -> dict[str, Any]:
     """Fields of one frozen config as keyword arguments for the module of the same name."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("module", True)
+    }
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -251,7 +258,7 @@ def override(config: T, assignments: list[str]) -> T:
         if not separator:
             raise ConfigError(f"override {assignment!r} is not of the form name=value")
         *parents, leaf = path.strip().split(".")
-        node = values
+        node: Any = values
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:

@@ -1,0 +1,116 @@
+"""Prompts to token ids: SentencePiece with T5's conventions (pad 0, end 1, unknown 2)."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import sentencepiece
+
+from gct_jax.errors import InputError, ModelFolderError
+
+PAD_ID = 0
+EOS_ID = 1
+UNKNOWN_ID = 2
+
+
+class TokenizedText(NamedTuple):
+    """Ids of one prompt, int32 [length] ending in `EOS_ID`, and the words that did not fit.
+
+    A word of which only a part fitted counts as cut, although its first ids are kept as T5 does.
+    """
+
+    ids: np.ndarray
+    truncated_text: str
+
+
+class Tokenizer:
+    """A SentencePiece vocabulary; `model_bytes` is the content of its `.model` file."""
+
+    def __init__(self, model_bytes: bytes):
+        self.model_bytes = model_bytes
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a `.model` file.
+
+        Raises:
+          ModelFolderError: the file is missing, is no SentencePiece model or numbers the special
+            tokens otherwise than T5 does.
+        """
+        try:
+            tokenizer = cls(Path(path).read_bytes())
+        except OSError as error:
+            raise ModelFolderError(f"cannot read tokenizer {path}: {error.strerror}") from None
+        except RuntimeError:
+            raise ModelFolderError(f"{path} is not a SentencePiece model") from None
+        processor = tokenizer._processor
+        found = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+        if found != (PAD_ID, EOS_ID, UNKNOWN_ID):
+            raise ModelFolderError(
+                f"{path} has pad, eos, unk = {found}; T5 needs {(PAD_ID, EOS_ID, UNKNOWN_ID)}"
+            )
+        return tokenizer
+
+    @property
+    def size(self) -> int:
+        """Number of pieces, special tokens included."""
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str, max_length: int) -> TokenizedText:
+        """Ids of `text`, at most `max_length` of them with the end token.
+
+        Raises:
+          InputError: the prompt is empty.
+        """
+        words = text.split()
+        ids = self._processor.encode(" ".join(words))
+        if not ids:
+            raise InputError("the prompt is empty; write for example '58 years old female: ...'")
+        kept = max_length - 1
+        fitting = len(words)
+        while len(self._processor.encode(" ".join(words[:fitting]))) > kept:
+            fitting -= 1
+        return TokenizedText(np.asarray([*ids[:kept], EOS_ID], np.int32), " ".join(words[fitting:]))
+
+    def encode_batch(self, texts: Sequence[str], max_length: int) -> np.ndarray:
+        """Int32 [len(texts), max_length], padded with 0; longer texts are cut."""
+        batch = np.full((len(texts), max_length), PAD_ID, np.int32)
+        for row, text in zip(batch, texts, strict=True):
+            ids = self.encode(text, max_length).ids
+            row[: len(ids)] = ids
+        return batch
+
+
+def train_vocabulary(sentences: Iterable[str], path: str | Path, size: int) -> None:
+    """Train a unigram vocabulary of at most `size` pieces and write it to `path`.
+
+    Case is folded and digits stand alone, because neither the case of a report nor the pairing of
+    an age's digits carries meaning that a small vocabulary should spend pieces on.
+
+    Raises:
+      InputError: SentencePiece cannot build it, for instance because `size` is below the number
+        of distinct characters.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc_cf",
+            split_digits=True,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNKNOWN_ID,
+            bos_id=-1,
+            num_threads=1,  # the same sentences give the same bytes
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(f"cannot train a vocabulary of {size} pieces: {error}") from None
+    Path(path).write_bytes(model.getvalue())
