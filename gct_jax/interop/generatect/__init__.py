@@ -1,0 +1,1 @@
+"""Names and layouts of the published PyTorch GenerateCT weights, as pure array mappings."""
