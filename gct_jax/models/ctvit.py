@@ -1,0 +1,225 @@
+"""CT-ViT: a CT volume as a short grid of discrete tokens (Hamamci et al. 2023, section 3.1).
+
+Slice 0 is a token frame of its own; every following `temporal_patch_size` slices make one more,
+so that d = 1 + (t - 1) * temporal_patch_size slices give t token frames:
+
+    volume -> patches -> spatial transformer -> temporal transformer -> ids
+    ids -> code rows -> temporal transformer -> spatial transformer -> patches -> volume
+
+With causal temporal attention and the grid layout of the position convolution (the defaults), a
+token depends on its own and earlier slices only, in both directions; published weights need
+"bidirectional" and "interleaved".
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from gct_jax.models.positions import ContinuousPositionBias
+from gct_jax.models.quantizer import CosineQuantizer, straight_through
+from gct_jax.models.transformer import Transformer
+
+
+class CTViTOutput(NamedTuple):
+    """Result of a whole pass.
+
+    reconstruction: [batch, depth, height, width, channels].
+    ids: [batch, t, h, w] int32.
+    latents: [batch, t, h, w, dim], the encoder's output.
+    codes: [batch, t, h, w, dim], the code rows that were decoded, with the latents' gradient.
+    features: [batch, t, h, w, dim], the decoder's output before the pixel layers.
+    """
+
+    reconstruction: jax.Array
+    ids: jax.Array
+    latents: jax.Array
+    codes: jax.Array
+    features: jax.Array
+
+
+def token_grid(
+    depth: int, height: int, width: int, *, patch_size: int, temporal_patch_size: int
+) -> tuple[int, int, int]:
+    """Token grid (t, h, w) of a volume.
+
+    Raises:
+      ValueError: a size that the patches do not divide.
+    """
+    if depth < 1 or (depth - 1) % temporal_patch_size:
+        raise ValueError(
+            f"{depth} slices: a temporal patch of {temporal_patch_size} needs a count of "
+            f"1 + a multiple of {temporal_patch_size}; "
+            f"the nearest is {nearest_slice_count(depth, temporal_patch_size)}"
+        )
+    if height < 1 or width < 1 or height % patch_size or width % patch_size:
+        raise ValueError(f"slices of {height} x {width} are not a multiple of patch {patch_size}")
+    return 1 + (depth - 1) // temporal_patch_size, height // patch_size, width // patch_size
+
+
+def slice_count(frames: int, temporal_patch_size: int) -> int:
+    """Slices that `frames` token frames decode to."""
+    return 1 + (frames - 1) * temporal_patch_size
+
+
+def nearest_slice_count(slices: int, temporal_patch_size: int) -> int:
+    """The allowed number of slices nearest to `slices`, the larger one of two."""
+    frames = 1 + (2 * (slices - 1) + temporal_patch_size) // (2 * temporal_patch_size)
+    return slice_count(max(1, frames), temporal_patch_size)
+
+
+def slice_to_token_mask(
+    slice_mask: jax.Array, grid: tuple[int, int, int], temporal_patch_size: int
+) -> jax.Array:
+    """[batch, depth] bool, True for a real slice -> [batch, t, h, w] bool.
+
+    A token is valid if any slice of its patch is.
+    """
+    rest = rearrange(slice_mask[:, 1:], "b (t p) -> b t p", p=temporal_patch_size)
+    frames = jnp.concatenate([slice_mask[:, :1], jnp.any(rest, axis=-1)], axis=1)  # [batch, t]
+    return jnp.broadcast_to(frames[:, :, None, None], (slice_mask.shape[0], *grid))
+
+
+class PatchEmbedding(nn.Module):
+    """Layer norm, linear, layer norm on flattened patches."""
+
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """[..., patch values] -> [..., dim]."""
+        norm = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": self.dtype}
+        x = nn.LayerNorm(**norm, name="norm_in")(patches)
+        x = nn.Dense(self.dim, dtype=self.dtype, name="linear")(x)
+        return nn.LayerNorm(**norm, name="norm_out")(x)
+
+
+class CTViT(nn.Module):
+    """The tokenizer; fields as in `gct_jax.config.CTViTConfig`.
+
+    Attributes:
+      channels: channels of the volume.
+      dim, heads, dim_head: width, heads and head width of all four transformers.
+      codebook_size: number of codes.
+      patch_size: pixels along each side of a patch in the slice.
+      temporal_patch_size: slices in a patch, except for slice 0.
+      spatial_depth, temporal_depth: layers of each spatial and each temporal transformer.
+      temporal_attention: "causal", or "bidirectional" for published weights.
+      temporal_peg: "grid", or "interleaved" for published weights (see `PositionConvolution`).
+      dtype: computation type; parameters, norms, softmax and codebook are float32.
+
+    Volumes are [batch, depth, height, width, channels], HU / 1000 in [-1, 1]. Any depth that
+    `token_grid` accepts works, whatever the module was initialised with.
+    """
+
+    channels: int = 1
+    dim: int = 512
+    codebook_size: int = 8192
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_depth: int = 4
+    temporal_depth: int = 4
+    heads: int = 8
+    dim_head: int = 32
+    temporal_attention: str = "causal"
+    temporal_peg: str = "grid"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):  # noqa: D102 (Flax hook)
+        if self.temporal_attention not in ("causal", "bidirectional"):
+            raise ValueError(f"temporal_attention {self.temporal_attention!r} is unknown")
+
+        def spatial():
+            return Transformer(
+                self.dim,
+                self.spatial_depth,
+                self.heads,
+                self.dim_head,
+                attend="space",
+                dtype=self.dtype,
+            )
+
+        def temporal():
+            return Transformer(
+                self.dim,
+                self.temporal_depth,
+                self.heads,
+                self.dim_head,
+                attend="time",
+                causal=self.temporal_attention == "causal",
+                peg_layout=self.temporal_peg,
+                dtype=self.dtype,
+            )
+
+        slice_values = self.channels * self.patch_size**2
+        self.first_patch_embedding = PatchEmbedding(self.dim, self.dtype)
+        self.patch_embedding = PatchEmbedding(self.dim, self.dtype)
+        self.spatial_bias = ContinuousPositionBias(self.dim, self.heads, grid_dims=2)
+        self.encoder_spatial = spatial()
+        self.encoder_temporal = temporal()
+        self.quantizer = CosineQuantizer(self.dim, self.codebook_size)
+        self.decoder_temporal = temporal()
+        self.decoder_spatial = spatial()
+        self.first_pixels = nn.Dense(slice_values, dtype=self.dtype)
+        self.pixels = nn.Dense(slice_values * self.temporal_patch_size, dtype=self.dtype)
+
+    def embed_patches(self, volume: jax.Array) -> jax.Array:
+        """Volume -> patch embeddings [batch, t, h, w, dim], the encoder's input.
+
+        Raises:
+          ValueError: a volume that the patches do not divide.
+        """
+        token_grid(
+            *volume.shape[1:4],
+            patch_size=self.patch_size,
+            temporal_patch_size=self.temporal_patch_size,
+        )
+        pattern = "b (t pt) (h ph) (w pw) c -> b t h w (c pt ph pw)"
+        size = {"ph": self.patch_size, "pw": self.patch_size}
+        first = rearrange(volume[:, :1], pattern, pt=1, **size)
+        rest = rearrange(volume[:, 1:], pattern, pt=self.temporal_patch_size, **size)
+        return jnp.concatenate(
+            [self.first_patch_embedding(first), self.patch_embedding(rest)], axis=1
+        )
+
+    def embed(self, volume: jax.Array) -> jax.Array:
+        """Volume -> latents [batch, t, h, w, dim], before quantisation."""
+        x = self.embed_patches(volume)
+        x = self.encoder_spatial(x, self.spatial_bias(x.shape[1:4]))
+        return self.encoder_temporal(x)
+
+    def encode(self, volume: jax.Array) -> jax.Array:
+        """Volume -> token ids [batch, t, h, w] int32."""
+        return self.quantizer.choose(self.embed(volume))
+
+    def decode_features(self, codes: jax.Array) -> jax.Array:
+        """Code rows [batch, t, h, w, dim] -> decoder output of the same shape."""
+        x = self.decoder_temporal(codes.astype(self.dtype))
+        return self.decoder_spatial(x, self.spatial_bias(x.shape[1:4]))
+
+    def to_pixels(self, features: jax.Array) -> jax.Array:
+        """Decoder output [batch, t, h, w, dim] -> volume, float32, not clipped."""
+        pattern = "b t h w (c pt ph pw) -> b (t pt) (h ph) (w pw) c"
+        size = {"c": self.channels, "ph": self.patch_size, "pw": self.patch_size}
+        first = rearrange(self.first_pixels(features[:, :1]), pattern, pt=1, **size)
+        rest = rearrange(self.pixels(features[:, 1:]), pattern, pt=self.temporal_patch_size, **size)
+        return jnp.concatenate([first, rest], axis=1).astype(jnp.float32)
+
+    def decode_latents(self, codes: jax.Array) -> jax.Array:
+        """Code rows [batch, t, h, w, dim] -> volume."""
+        return self.to_pixels(self.decode_features(codes))
+
+    def decode(self, ids: jax.Array) -> jax.Array:
+        """Token ids [batch, t, h, w] -> volume [batch, depth, height, width, channels]."""
+        return self.decode_latents(self.quantizer.lookup(ids))
+
+    def __call__(self, volume: jax.Array) -> CTViTOutput:
+        """Encode, quantise with a straight-through gradient, decode."""
+        latents = self.embed(volume)
+        ids = self.quantizer.choose(latents)
+        codes = straight_through(latents, self.quantizer.lookup(ids))
+        features = self.decode_features(codes)
+        return CTViTOutput(self.to_pixels(features), ids, latents, codes, features)
