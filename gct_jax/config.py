@@ -69,19 +69,29 @@ class CTViTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGitConfig:
-    """MaskGIT: see `gct_jax.models.maskgit.MaskGit`."""
+class TokenCriticConfig:
+    """Token critic: see `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text."""
 
     num_tokens: int = 8192
     max_sequence_length: int = 10000
     dim: int = 512
-    context_dim: int = 768
+    context_dim: int | None = 768
     depth: int = 6
     heads: int = 8
     dim_head: int = 64
 
     def __post_init__(self):
-        require_positive(self, *(field.name for field in dataclasses.fields(self)))
+        optional = {"context_dim"} if self.context_dim is None else set()
+        names = {field.name for field in dataclasses.fields(self)}
+        require_positive(self, *sorted(names - optional))
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGitConfig(TokenCriticConfig):
+    """MaskGIT: see `gct_jax.models.maskgit.MaskGit`; it has the sizes of a critic. A
+    `gradient_shrink` of 0.1 trains the embeddings as slowly as the published model's."""
+
+    gradient_shrink: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,146 @@
+"""MaskGIT: a bidirectional transformer that predicts hidden tokens of a CT volume from text.
+
+The transformer of Chang et al. 2022 ("MaskGIT") on a 3D token grid, as in GenerateCT:
+
+    x = token_table[id] + position_table[row-major position]                            (1)
+    logits = W transformer(x, text) + b                                                 (2)
+
+Self attention spans all tokens with a 3D continuous position bias shared by the layers; cross
+attention reads the text. An id equal to `num_tokens` means "hidden".
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gct_jax.models.positions import ContinuousPositionBias
+from gct_jax.models.transformer import Transformer
+
+
+class TokenEmbedding(nn.Module):
+    """Equation (1): learned tables for tokens (one row more, for "hidden") and positions."""
+
+    num_tokens: int
+    max_sequence_length: int
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """int32 [batch, time, height, width] -> [batch, time, height, width, dim].
+
+        Raises:
+          ValueError: the grid has more tokens than the position table has rows.
+        """
+        _, *grid = ids.shape
+        length = grid[0] * grid[1] * grid[2]
+        if length > self.max_sequence_length:
+            raise ValueError(
+                f"a {grid[0]}x{grid[1]}x{grid[2]} grid has {length} tokens, "
+                f"more than max_sequence_length = {self.max_sequence_length}"
+            )
+        tokens = nn.Embed(
+            self.num_tokens + 1,
+            self.dim,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            name="token",
+        )(ids)
+        positions = self.param(
+            "position", nn.initializers.normal(0.02), (self.max_sequence_length, self.dim)
+        )
+        return tokens + positions[:length].astype(self.dtype).reshape(*grid, self.dim)
+
+
+def shrink_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """The value of `x` with its gradient multiplied by `factor`."""
+    fixed = lax.stop_gradient(x)
+    return fixed + factor * (x - fixed)
+
+
+class MaskGit(nn.Module):
+    """Text-conditioned predictor of hidden tokens.
+
+    Attributes:
+      num_tokens: size of the codebook; also the id that hides a token.
+      max_sequence_length: rows of the position table, the largest usable number of tokens.
+      dim, depth, heads, dim_head: of the transformer; `dim_head` is the width of the bias MLP too.
+      context_dim: width of the text embeddings, None for an unconditional model.
+      gradient_shrink: factor on the gradient of the embeddings; the published model used 0.1.
+      backend: of the attention, see `gct_jax.kernels.attention.attention`.
+      dtype: computation type; parameters and logits are float32.
+    """
+
+    num_tokens: int
+    max_sequence_length: int
+    dim: int
+    depth: int
+    heads: int
+    dim_head: int
+    context_dim: int | None = None
+    gradient_shrink: float = 1.0
+    backend: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Submodules, shared by `embed` and `__call__`."""
+        self.embedding = TokenEmbedding(
+            self.num_tokens, self.max_sequence_length, self.dim, self.dtype
+        )
+        self.position_bias = ContinuousPositionBias(self.dim_head, self.heads, grid_dims=3)
+        self.transformer = Transformer(
+            dim=self.dim,
+            depth=self.depth,
+            heads=self.heads,
+            dim_head=self.dim_head,
+            context_dim=self.context_dim,
+            attend="all",
+            causal_peg=False,
+            backend=self.backend,
+            dtype=self.dtype,
+        )
+        self.to_logits = nn.Dense(
+            self.num_tokens,
+            dtype=self.dtype,
+            dot_general=functools.partial(lax.dot_general, preferred_element_type=jnp.float32),
+        )
+
+    def embed(
+        self,
+        ids: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        token_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """The transformer's output, [batch, time, height, width, dim]. Arguments as `__call__`."""
+        x = self.embedding(ids)
+        if self.gradient_shrink != 1:
+            x = shrink_gradient(x, self.gradient_shrink)
+        _, time, height, width = ids.shape
+        bias = self.position_bias((time, height, width))
+        return self.transformer(x, bias, context, context_mask, token_mask)
+
+    def __call__(
+        self,
+        ids: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        token_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Equation (2).
+
+        Args:
+          ids: int32 [batch, time, height, width], hidden tokens as `num_tokens`.
+          context: text embeddings [batch, length, context_dim]. None skips cross attention
+            altogether, which is another function than the null branch of guidance.
+          context_mask: bool [batch, length]; None means all valid. A row of False is the null
+            branch: cross attention then sees its learned null keys only.
+          token_mask: bool [batch, time, height, width]; False hides padding from attention.
+
+        Returns:
+          logits, float32 [batch, time, height, width, num_tokens].
+        """
+        return self.to_logits(self.embed(ids, context, context_mask, token_mask))
