@@ -77,7 +77,7 @@ def attention(
     if backend == "auto":
         backend = "dense" if queries * keys <= DENSE_LOGITS_LIMIT else "chunked"
     if backend == "dense":
-        dense_bias = None if bias is None else _expand_frames(_expand_rows(bias.table))
+        dense_bias = None if bias is None else bias_matrix(bias)
         return _attend(q, k, v, scale, dense_bias, null_keys, key_mask, causal, 0)
     if backend == "chunked":
         return _chunked(q, k, v, scale, bias, null_keys, key_mask, causal)

@@ -20,7 +20,7 @@ from einops import rearrange
 
 from gct_jax.models.positions import ContinuousPositionBias
 from gct_jax.models.quantizer import CosineQuantizer, straight_through
-from gct_jax.models.transformer import Transformer
+from gct_jax.models.transformer import Transformer, layer_norm
 
 
 class CTViTOutput(NamedTuple):
@@ -91,10 +91,9 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
         """[..., patch values] -> [..., dim]."""
-        norm = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": self.dtype}
-        x = nn.LayerNorm(**norm, name="norm_in")(patches)
+        x = layer_norm("norm_in", self.dtype)(patches)
         x = nn.Dense(self.dim, dtype=self.dtype, name="linear")(x)
-        return nn.LayerNorm(**norm, name="norm_out")(x)
+        return layer_norm("norm_out", self.dtype)(x)
 
 
 class CTViT(nn.Module):

@@ -77,16 +77,17 @@ class ContinuousPositionBias(nn.Module):
     grid_dims: int
 
     @nn.compact
-    def __call__(self, grid: tuple[int, int, int]) -> RelativeBias:
+    def __call__(self, grid: tuple[int, ...]) -> RelativeBias:
         """Bias of the grid (T, H, W); with two grid dimensions, of one frame of it."""
+        frames, height, width = grid
         if self.grid_dims not in (2, 3):
             raise ValueError(f"grid_dims = {self.grid_dims} is neither 2 nor 3")
         if self.grid_dims == 2:
-            grid = (1, *grid[1:])
-        axes = [jnp.arange(1 - n, n, dtype=jnp.float32) for n in grid]
+            frames = 1
+        axes = [jnp.arange(1 - n, n, dtype=jnp.float32) for n in (frames, height, width)]
         offsets = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)  # [2T-1, 2H-1, 2W-1, 3]
         x = (jnp.sign(offsets) * jnp.log1p(jnp.abs(offsets)))[..., 3 - self.grid_dims :]
         x = nn.leaky_relu(nn.Dense(self.width, name="hidden_0")(x), 0.1)
         x = nn.leaky_relu(nn.Dense(self.width, name="hidden_1")(x), 0.1)
         x = nn.Dense(self.heads, name="out")(x)
-        return RelativeBias(rearrange(x, "t h w heads -> heads t h w"), grid)
+        return RelativeBias(rearrange(x, "t h w heads -> heads t h w"), (frames, height, width))

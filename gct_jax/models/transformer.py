@@ -40,10 +40,10 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
 
 
-def gain_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
-    """Layer norm with a gain and no bias; statistics in float32."""
+def layer_norm(name: str, dtype: jnp.dtype, use_bias: bool = True) -> nn.LayerNorm:
+    """Layer norm with a gain and, if wanted, a bias; statistics in float32."""
     return nn.LayerNorm(
-        epsilon=1e-5, use_bias=False, use_fast_variance=False, dtype=dtype, name=name
+        epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
     )
 
 
@@ -87,11 +87,14 @@ class Attention(nn.Module):
             )
             return rearrange(dense(inputs), "b n (h d) -> b n h d", h=self.heads)
 
+        def gain_norm(name):
+            return layer_norm(name, self.dtype, use_bias=False)
+
         def directions(inputs, scale):
             return (l2_normalize(inputs) * scale).astype(self.dtype)
 
-        source = x if context is None else gain_norm("context_norm", self.dtype)(context)
-        query = project("query", gain_norm("norm", self.dtype)(x))  # [batch, length, heads, d]
+        source = x if context is None else gain_norm("context_norm")(context)
+        query = project("query", gain_norm("norm")(x))  # [batch, length, heads, d]
         key = project("key", source)  # [batch, keys, heads, d]
         value = project("value", source)
         if self.null_keys:
@@ -128,7 +131,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., dim]."""
         inner = 8 * self.dim // 3
-        x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
+        x = layer_norm("norm", self.dtype)(x)
         value = nn.Dense(inner, use_bias=False, dtype=self.dtype, name="value")(x)
         gate = nn.Dense(inner, use_bias=False, dtype=self.dtype, name="gate")(x)
         x = value * nn.gelu(gate, approximate=False)
@@ -252,4 +255,4 @@ class Transformer(nn.Module):
                 self.dtype,
                 name=f"layers_{i}",
             )(x, bias, context, context_mask, token_mask)
-        return gain_norm("norm_out", self.dtype)(x)
+        return layer_norm("norm_out", self.dtype, use_bias=False)(x)
