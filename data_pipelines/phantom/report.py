@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 TERSE = 0.25  # share of reports in telegram style, without denials
 JOIN = 0.12  # chance that two findings share a sentence
-MAX_WORDS = 60  # denials stop here, so that typical reports fit the text encoder
-LONG_LIST = 5  # with more findings than this each gets its terse phrase
+MAX_WORDS = 45  # denials stop here, so that typical reports fit the text encoder
+LONG_LIST = 4  # with more findings than this each gets its terse phrase
 
 
 def write_report(case: "Case", rng: np.random.Generator) -> str:
@@ -61,6 +61,7 @@ def _slots(finding: "Finding", terse: bool, rng: np.random.Generator) -> dict[st
     if finding.size_mm and rng.random() < (0.3 if terse else 0.75):
         in_cm = finding.size_mm >= 10 and rng.random() < 0.4
         extent = f"{finding.size_mm / 10:.1f} cm" if in_cm else f"{finding.size_mm:.0f} mm"
+    devices = phrases.DEVICES.get(finding.place or "", ("medical device",))
     loc, at = _location(finding)
     return {
         "size": grade,
@@ -70,8 +71,7 @@ def _slots(finding: "Finding", terse: bool, rng: np.random.Generator) -> dict[st
         "loc": loc,
         "at": at,
         "s": "s" if finding.side == "bilateral" else "",
-        "device": finding.place or "device",
-        "in_situ": _pick(phrases.IN_SITU, rng),
+        "device": _pick(devices, rng),
     }
 
 
@@ -85,7 +85,8 @@ def _location(finding: "Finding") -> tuple[str, str]:
     elif finding.name == "Pleural effusion":
         adjective, one, both = "", "on the {}", "on both sides"
     elif side:
-        adjective, one, both = "", "in the {} lung", "in both lungs"
+        adjective = "" if side == "bilateral" else "lung"
+        one, both = "in the {} lung", "in both lungs"
     else:
         adjective, one, both = "", "in the lungs", ""
     at = both if side == "bilateral" and both else one.format(side)

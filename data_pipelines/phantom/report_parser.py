@@ -7,7 +7,7 @@ a sentence, or half of one that joins two findings by "and".
 import dataclasses
 import re
 
-from data_pipelines.phantom.report_phrases import DEGREE, EXTENT, STATIONS
+from data_pipelines.phantom.report_phrases import DEGREE, DEVICES, EXTENT, STATIONS
 
 # The first pattern that matches names the finding of an affirmative clause.
 PATTERNS: tuple[tuple[str, str], ...] = (
@@ -35,7 +35,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("Consolidation", r"consolidat"),
     ("Bronchiectasis", r"bronchiecta|dilated bronchi"),
     ("Interlobular septal thickening", r"sept(a|al)\b"),
-    ("Medical material", r"pacemaker|catheter|\bport\b|wires|tube|stent|valve|clip|device|drain"),
+    ("Medical material", r"pacemaker|catheter|\bline\b|wires|tube|valve|device|medical material"),
 )
 CLEAR_LUNGS = (
     "Emphysema",
@@ -130,9 +130,16 @@ def _place(name: str, clause: str) -> str | None:
     lobe = re.search(r"\b(upper|middle|lower) lobe", clause)
     if lobe:
         return f"{lobe[1]} lobe"
-    if name == "Lymphadenopathy":
-        for place, forms in STATIONS.items():
-            nouns = [form.split()[-1] for form in forms if form]
-            if any(re.search(rf"\b{noun}\b", clause) for noun in nouns):
-                return place
+    if name == "Medical material":
+        words = DEVICES
+    elif name == "Lymphadenopathy":
+        words = {
+            station: tuple(form.split()[-1] for form in forms if form)
+            for station, forms in STATIONS.items()
+        }
+    else:
+        return None
+    for place, forms in words.items():
+        if any(re.search(rf"\b{form}\b", clause) for form in forms):
+            return place
     return None

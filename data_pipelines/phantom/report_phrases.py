@@ -88,7 +88,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "{size} {loc} emphysematous destruction",
         "areas of low attenuation {at}, in keeping with {size} emphysema",
         "emphysema {at}[, {size}]",
-        "{size} {loc} paraseptal emphysema with small bullae",
+        "{size} {loc} paraseptal emphysema with bullae",
     ),
     "Atelectasis": (
         "{size} {loc} atelectasis",
@@ -203,14 +203,26 @@ PHRASES: dict[str, tuple[str, ...]] = {
 }
 
 DEVICE_PHRASES: tuple[str, ...] = (
-    "{device} {in_situ}",
     "{device}",
+    "{device} in place",
+    "{device} in situ",
+    "{device} noted",
     "there is a {device}",
-    "{device} is seen",
     "medical material: {device}",
-    "status post placement of a {device}",
+    "patient with a {device}",
 )
-IN_SITU = ("in place", "in situ", "noted")
+DEVICES: dict[str, tuple[str, ...]] = {
+    "pacemaker": ("pacemaker", "cardiac pacemaker", "pacemaker with its leads"),
+    "port catheter": ("port catheter", "implanted port catheter", "chest port catheter"),
+    "central venous catheter": ("central venous catheter", "central venous line"),
+    "endotracheal tube": ("endotracheal tube", "tracheal tube"),
+    "prosthetic valve": ("prosthetic valve", "prosthetic heart valve", "mechanical valve"),
+    "set of sternal wires": (
+        "set of sternal wires",
+        "set of sternotomy wires",
+        "median sternotomy with sternal wires",
+    ),
+}
 
 # Grade words by scale; the key is `Finding.size`.
 EXTENT = {
