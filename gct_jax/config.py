@@ -112,7 +112,15 @@ class T5Config:
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Super-resolution U-Net: see `gct_jax.models.unet.UNet` (imagen's efficient U-Net)."""
+    """Super-resolution U-Net: see `gct_jax.models.unet.UNet`.
+
+    Tuples named after layers, `num_resnet_blocks` and `resnet_groups` have one entry per level,
+    i.e. per entry of `dim_mults`. `layer_attns` entries are "none", "full" or "linear" self
+    attention. The middle blocks have their own attention size because published weights have
+    8 heads of 64 there whatever `attn_heads` and `attn_dim_head` say (reference Q29).
+    `init_cross_embed_kernel_sizes` None means one 7x7 convolution, and
+    `cross_embed_downsample_kernel_sizes` None space-to-depth. `text_embed_dim` None: no text.
+    """
 
     dim: int = 64
     init_dim: int | None = None
@@ -121,36 +129,57 @@ class UNetConfig:
     channels_out: int | None = None
     dim_mults: tuple[int, ...] = (1, 2, 4)
     num_resnet_blocks: tuple[int, ...] = (2, 2, 2)
-    layer_attns: tuple[bool, ...] = (False, False, False)
+    layer_attns: tuple[str, ...] = ("none", "none", "none")
     layer_attns_depth: tuple[int, ...] = (1, 1, 1)
     layer_cross_attns: tuple[bool, ...] = (True, True, True)
+    use_linear_cross_attn: bool = False
     attend_at_middle: bool = False
     attn_heads: int = 8
     attn_dim_head: int = 64
+    mid_cross_attn_heads: int = 8
+    mid_cross_attn_dim_head: int = 64
+    cosine_sim_attn: bool = False
     ff_mult: float = 2.0
     lowres_cond: bool = True
     text_embed_dim: int | None = 768
     max_text_len: int = 256
-    memory_efficient: bool = True
-    num_time_tokens: int = 2
-    learned_sinu_pos_emb_dim: int = 16
-    init_cross_embed_kernel_sizes: tuple[int, ...] | None = (3, 7, 15)
-    cross_embed_downsample: bool = False
-    cross_embed_downsample_kernel_sizes: tuple[int, ...] = (2, 4)
     attn_pool_text: bool = True
     attn_pool_num_latents: int = 32
-    use_linear_attn: bool = False
-    use_linear_cross_attn: bool = False
-    cosine_sim_attn: bool = False
+    num_time_tokens: int = 2
+    learned_sinu_pos_emb_dim: int = 16
     self_cond: bool = False
     cond_images_channels: int = 0
+    init_cross_embed_kernel_sizes: tuple[int, ...] | None = (3, 7, 15)
+    cross_embed_downsample_kernel_sizes: tuple[int, ...] | None = None
+    memory_efficient: bool = True
+    pixel_shuffle_upsample: bool = True
     combine_upsample_fmaps: bool = False
     init_conv_to_final_conv_residual: bool = False
-    pixel_shuffle_upsample: bool = True
     use_global_context_attn: bool = True
     final_resnet_block: bool = True
     scale_skip_connection: bool = True
     resnet_groups: tuple[int, ...] = (8, 8, 8)
+
+    def __post_init__(self):
+        require_positive(self, "dim", "channels", "attn_heads", "attn_dim_head", "max_text_len",
+                         "mid_cross_attn_heads", "mid_cross_attn_dim_head", "num_time_tokens")
+        levels = len(self.dim_mults)
+        for name in ("num_resnet_blocks", "layer_attns", "layer_attns_depth", "layer_cross_attns",
+                     "resnet_groups"):
+            entries = getattr(self, name)
+            if len(entries) != levels:
+                raise ConfigError(
+                    f"UNetConfig.{name} has {len(entries)} entries, but dim_mults has {levels}"
+                )
+        for kind in self.layer_attns:
+            require_choice("UNetConfig.layer_attns", kind, ("none", "full", "linear"))
+        widths = [self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults)]
+        groups = [self.resnet_groups[0], *self.resnet_groups]
+        for width, group in zip(widths, groups, strict=True):
+            if width % group:
+                raise ConfigError(
+                    f"UNetConfig.resnet_groups: width {width} is not divisible into {group} groups"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

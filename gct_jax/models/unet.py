@@ -1,0 +1,314 @@
+"""Efficient text-conditioned U-Net for super-resolution (Saharia et al. 2022, "Imagen", B.1).
+
+    [cond image, x, self condition, low-res image] -> initial convolution
+    downs: (halve) -> ResNet + cross attention -> n ResNet -> attention -> (halve)
+    middle: ResNet + cross attention -> attention -> ResNet + cross attention
+    ups: mirror image, with the outputs of the downs concatenated
+    -> final ResNet -> [., low-res image] -> 3x3 convolution
+
+In the memory-efficient form every level starts by halving the image, the first one too, so that
+no level works at full resolution; otherwise levels end by halving it and the last one keeps it.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from gct_jax.errors import InputError
+from gct_jax.models.unet_attention import CrossAttention, MapTransformer
+from gct_jax.models.unet_blocks import (
+    Block,
+    CrossEmbed,
+    FinalConv,
+    NearestUpsample,
+    PixelShuffle,
+    ResnetBlock,
+    Widen,
+    conv,
+)
+from gct_jax.models.unet_conditioning import Conditioning
+
+COMBINER_GROUPS = 8
+
+
+class UNet(nn.Module):
+    """Predicts the diffusion target of a slice from its noised version, see the module docstring.
+
+    The attributes are the fields of `UNetConfig`, which documents and validates them.
+    """
+
+    dim: int
+    init_dim: int | None
+    cond_dim: int | None
+    channels: int
+    channels_out: int | None
+    dim_mults: tuple[int, ...]
+    num_resnet_blocks: tuple[int, ...]
+    layer_attns: tuple[str, ...]
+    layer_attns_depth: tuple[int, ...]
+    layer_cross_attns: tuple[bool, ...]
+    use_linear_cross_attn: bool
+    attend_at_middle: bool
+    attn_heads: int
+    attn_dim_head: int
+    mid_cross_attn_heads: int
+    mid_cross_attn_dim_head: int
+    cosine_sim_attn: bool
+    ff_mult: float
+    lowres_cond: bool
+    text_embed_dim: int | None
+    max_text_len: int
+    attn_pool_text: bool
+    attn_pool_num_latents: int
+    num_time_tokens: int
+    learned_sinu_pos_emb_dim: int
+    self_cond: bool
+    cond_images_channels: int
+    init_cross_embed_kernel_sizes: tuple[int, ...] | None
+    cross_embed_downsample_kernel_sizes: tuple[int, ...] | None
+    memory_efficient: bool
+    pixel_shuffle_upsample: bool
+    combine_upsample_fmaps: bool
+    init_conv_to_final_conv_residual: bool
+    use_global_context_attn: bool
+    final_resnet_block: bool
+    scale_skip_connection: bool
+    resnet_groups: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        log_snr: Array,
+        *,
+        low_res: Array | None = None,
+        low_res_log_snr: Array | None = None,
+        text: Array | None = None,
+        text_mask: Array | None = None,
+        keep_text: Array | None = None,
+        self_cond: Array | None = None,
+        cond_images: Array | None = None,
+    ) -> Array:
+        """Network output for the noised image `x`.
+
+        Args:
+          x: [batch, height, width, channels], sides divisible by the total reduction.
+          log_snr: [batch], log SNR of the diffusion time.
+          low_res: [batch, height, width, channels], resized and noised; with `lowres_cond`.
+          low_res_log_snr: [batch], log SNR of that noise.
+          text: [batch, length, text_embed_dim] or None for no text tokens at all (which is not
+            the null condition: for that give the text with `keep_text` False).
+          text_mask: [batch, length] bool, False where padded.
+          keep_text: [batch] bool, False where the text is to be dropped; None keeps all.
+          self_cond: [batch, height, width, channels], earlier prediction of x_0; zeros if None.
+          cond_images: [batch, height, width, cond_images_channels].
+
+        Returns:
+          [batch, height, width, channels_out] float32.
+
+        Raises:
+          InputError: an input that the configuration needs is absent, or a shape does not fit.
+        """
+        self._check(x, low_res, low_res_log_snr, text)
+        time, tokens = self._conditioning()(log_snr, low_res_log_snr, text, text_mask, keep_text)
+        inputs = [x]
+        if self.cond_images_channels:
+            inputs.insert(0, cond_images)
+        if self.self_cond:
+            inputs.append(jnp.zeros_like(x) if self_cond is None else self_cond)
+        if self.lowres_cond:
+            inputs.append(low_res)
+        x = self._initial_conv()(jnp.concatenate(inputs, axis=-1))
+        initial = x
+        if self.memory_efficient:
+            x = self._resnet(x.shape[-1], 0, "initial_block", gate=True)(x, time)
+
+        x, skips = self._down_path(x, time, tokens)
+        x = self._middle(x, time, tokens)
+        x, features = self._up_path(x, skips, initial.shape[-1], time, tokens)
+
+        if self.combine_upsample_fmaps:
+            x = self._combine(x, features)
+        if self.init_conv_to_final_conv_residual:
+            x = jnp.concatenate([x, initial], axis=-1)
+        if self.final_resnet_block:
+            # The reference gates this block whatever `use_global_context_attn` says.
+            final = ResnetBlock(
+                self.dim, self.resnet_groups[0], gate=True, dtype=self.dtype, name="final_block"
+            )
+            x = final(x, time)
+        final_conv = FinalConv(self.channels_out or self.channels, self.dtype, name="final_conv")
+        return final_conv(x, low_res if self.lowres_cond else None).astype(jnp.float32)
+
+    def _check(
+        self, x: Array, low_res: Array | None, low_res_log_snr: Array | None, text: Array | None
+    ) -> None:
+        halvings = len(self.dim_mults) - (0 if self.memory_efficient else 1)
+        if x.shape[1] % 2**halvings or x.shape[2] % 2**halvings:
+            raise InputError(f"image sides {x.shape[1:3]} must be divisible by {2**halvings}")
+        if self.lowres_cond and (low_res is None or low_res_log_snr is None):
+            raise InputError("this U-Net is conditioned on low_res and low_res_log_snr")
+        if text is not None and text.shape[-1] != self.text_embed_dim:
+            raise InputError(
+                f"text width {text.shape[-1]} does not fit text_embed_dim {self.text_embed_dim}"
+            )
+
+    def _conditioning(self) -> Conditioning:
+        return Conditioning(
+            width=4 * self.dim * (2 if self.lowres_cond else 1),
+            token_dim=self.cond_dim or self.dim,
+            num_time_tokens=self.num_time_tokens,
+            sinusoid_dim=self.learned_sinu_pos_emb_dim,
+            lowres_cond=self.lowres_cond,
+            max_text_len=self.max_text_len,
+            attn_pool_text=self.attn_pool_text,
+            attn_pool_num_latents=self.attn_pool_num_latents,
+            heads=self.attn_heads,
+            dim_head=self.attn_dim_head,
+            cosine=self.cosine_sim_attn,
+            dtype=self.dtype,
+            name="conditioning",
+        )
+
+    def _initial_conv(self) -> nn.Module:
+        features = self.init_dim or self.dim
+        if self.init_cross_embed_kernel_sizes is None:
+            return conv(features, 7, dtype=self.dtype, name="initial_conv")
+        sizes = self.init_cross_embed_kernel_sizes
+        return CrossEmbed(features, sizes, dtype=self.dtype, name="initial_conv")
+
+    def _resnet(
+        self, features: int, level: int, name: str, *, gate: bool = False, cross: bool = False
+    ) -> ResnetBlock:
+        attention = functools.partial(
+            CrossAttention,
+            self.attn_heads,
+            self.attn_dim_head,
+            self.cosine_sim_attn,
+            self.use_linear_cross_attn,
+        )
+        return ResnetBlock(
+            features,
+            self.resnet_groups[level],
+            gate and self.use_global_context_attn,
+            attention if cross else None,
+            self.dtype,
+            name=name,
+        )
+
+    def _level(self, level: int, features: int, name: str) -> tuple[ResnetBlock, list, Any]:
+        """The modules of one level in one direction: first block, further blocks, attention."""
+        first = self._resnet(
+            features, level, f"{name}_cross_block", cross=self.layer_cross_attns[level]
+        )
+        blocks = [
+            self._resnet(features, level, f"{name}_block_{i}", gate=True)
+            for i in range(self.num_resnet_blocks[level])
+        ]
+        if self.layer_attns[level] == "none":
+            return first, blocks, lambda x, tokens: x
+        return (
+            first,
+            blocks,
+            MapTransformer(
+                self.layer_attns[level],
+                self.layer_attns_depth[level],
+                self.attn_heads,
+                self.attn_dim_head,
+                self.ff_mult,
+                self.cosine_sim_attn,
+                self.dtype,
+                name=f"{name}_attention",
+            ),
+        )
+
+    def _down_path(self, x: Array, time: Array, tokens: Array) -> tuple[Array, list[Array]]:
+        skips = []
+        last = len(self.dim_mults) - 1
+        for level, mult in enumerate(self.dim_mults):
+            features = self.dim * mult
+            if self.memory_efficient:
+                x = self._halve(features, f"down_{level}_resize")(x)
+            first, blocks, attention = self._level(level, x.shape[-1], f"down_{level}")
+            x = first(x, time, tokens)
+            for block in blocks:
+                x = block(x, time)
+                skips.append(x)
+            x = attention(x, tokens)
+            skips.append(x)
+            if not self.memory_efficient and level < last:
+                x = self._halve(features, f"down_{level}_resize")(x)
+            elif not self.memory_efficient:
+                x = Widen(features, self.dtype, name=f"down_{level}_resize")(x)
+        return x, skips
+
+    def _middle(self, x: Array, time: Array, tokens: Array) -> Array:
+        attention = functools.partial(
+            CrossAttention, self.mid_cross_attn_heads, self.mid_cross_attn_dim_head
+        )
+        block = functools.partial(
+            ResnetBlock,
+            x.shape[-1],
+            self.resnet_groups[-1],
+            cross_attention=attention,
+            dtype=self.dtype,
+        )
+        x = block(name="middle_block1")(x, time, tokens)
+        if self.attend_at_middle:
+            x = MapTransformer(
+                "full",
+                1,
+                self.attn_heads,
+                self.attn_dim_head,
+                2.0,
+                self.cosine_sim_attn,
+                self.dtype,
+                name="middle_attention",
+            )(x)
+        return block(name="middle_block2")(x, time, tokens)
+
+    def _up_path(
+        self, x: Array, skips: list[Array], init_dim: int, time: Array, tokens: Array
+    ) -> tuple[Array, list[Array]]:
+        skips = list(skips)
+        scale = 2**-0.5 if self.scale_skip_connection else 1.0
+
+        def with_skip(x: Array) -> Array:
+            return jnp.concatenate([x, skips.pop() * scale], axis=-1)
+
+        upsample = PixelShuffle if self.pixel_shuffle_upsample else NearestUpsample
+        features = []
+        for level in reversed(range(len(self.dim_mults))):
+            name = f"up_{level}"
+            first, blocks, attention = self._level(level, self.dim * self.dim_mults[level], name)
+            x = first(with_skip(x), time, tokens)
+            for block in blocks:
+                x = block(with_skip(x), time)
+            x = attention(x, tokens)
+            features.append(x)
+            if level > 0 or self.memory_efficient:
+                below = self.dim * self.dim_mults[level - 1] if level > 0 else init_dim
+                x = upsample(below, self.dtype, name=f"{name}_resize")(x)
+        return x, features
+
+    def _halve(self, features: int, name: str) -> nn.Module:
+        """Halves height and width; the plain form is space-to-depth and a 1x1 convolution, which
+        together are a 2x2 convolution of stride 2."""
+        if self.cross_embed_downsample_kernel_sizes is None:
+            return nn.Conv(features, (2, 2), (2, 2), dtype=self.dtype, name=name)
+        sizes = self.cross_embed_downsample_kernel_sizes
+        return CrossEmbed(features, sizes, stride=2, dtype=self.dtype, name=name)
+
+    def _combine(self, x: Array, features: list[Array]) -> Array:
+        """Concatenates a Block of the output of every up level, enlarged to the size of `x`."""
+        maps = [x]
+        for i, feature in enumerate(features):
+            factor = x.shape[1] // feature.shape[1]
+            feature = jnp.repeat(jnp.repeat(feature, factor, axis=1), factor, axis=2)
+            block = Block(self.dim, COMBINER_GROUPS, dtype=self.dtype, name=f"combine_{i}")
+            maps.append(block(feature))
+        return jnp.concatenate(maps, axis=-1)

@@ -1,0 +1,216 @@
+"""Attention of the super-resolution U-Net, over positions [batch, positions, channel].
+
+Softmax attention has logits q.k / sqrt(dim_head), or 16 cos(q, k) with `cosine`. Linear attention
+(Shen et al. 2021) replaces softmax(q k^T) v by
+
+    softmax_features(q) s ( softmax_positions(k)^T v ),    s = dim_head^-1/2                 (1)
+
+whose cost grows with the number of positions, not its square. A learned null key and value lets a
+query attend to nothing. "Gain norm" is layer normalisation without a bias.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jax import Array
+
+COSINE_SCALE = 16.0
+
+
+def gain_norm(name: str, dtype: Any) -> nn.LayerNorm:
+    """Layer normalisation with a gain and no bias."""
+    return nn.LayerNorm(epsilon=1e-5, use_bias=False, dtype=dtype, name=name)
+
+
+def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
+    """Layer normalisation with gain and bias."""
+    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+
+
+def project(features: int, name: str, dtype: Any) -> nn.Dense:
+    """Linear map without bias."""
+    return nn.Dense(features, use_bias=False, dtype=dtype, name=name)
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """[batch, positions, heads * dim_head] to [batch, positions, heads, dim_head]."""
+    return rearrange(x, "b n (h d) -> b n h d", h=heads)
+
+
+def attend(query: Array, key: Array, value: Array, cosine: bool) -> Array:
+    """Softmax attention; query [b, n, heads, d], key and value [b, m, heads or 1, d]. Returns
+    [b, n, heads * d]."""
+    scale = query.shape[-1] ** -0.5
+    if cosine:
+        query, key, scale = unit(query), unit(key), COSINE_SCALE
+    out = jax.nn.dot_product_attention(query, key, value, scale=scale)
+    return rearrange(out, "b n h d -> b n (h d)")
+
+
+def unit(x: Array) -> Array:
+    """x divided by its Euclidean norm over the last axis, at least 1e-12."""
+    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+    return (x / jnp.maximum(norm, 1e-12)).astype(x.dtype)
+
+
+def linear_attend(query: Array, key: Array, value: Array, scale: float) -> Array:
+    """Equation (1); query [b, n, heads, d], key and value [b, m, heads, d]. Returns
+    [b, n, heads * d]."""
+    query = jax.nn.softmax(query.astype(jnp.float32), axis=-1).astype(value.dtype) * scale
+    key = jax.nn.softmax(key.astype(jnp.float32), axis=1).astype(value.dtype)
+    summary = jnp.einsum("bmhd,bmhe->bhde", key, value)
+    return rearrange(jnp.einsum("bnhd,bhde->bnhe", query, summary), "b n h d -> b n (h d)")
+
+
+class NullKeyValue(nn.Module):
+    """Prepends one learned key and value, shared by all heads, to key and value [b, m, h, d]."""
+
+    @nn.compact
+    def __call__(self, key: Array, value: Array) -> tuple[Array, Array]:
+        batch, _, heads, dim_head = key.shape
+        null = self.param("key_value", nn.initializers.normal(1.0), (2, dim_head))
+        null_key, null_value = jnp.broadcast_to(
+            null[:, None, None, None].astype(key.dtype), (2, batch, 1, heads, dim_head)
+        )
+        return jnp.concatenate([null_key, key], 1), jnp.concatenate([null_value, value], 1)
+
+
+class CrossAttention(nn.Module):
+    """Positions x [b, n, c] attend to conditioning tokens [b, m, e]; tokens are never masked.
+
+    With `linear`, equation (1); its scale is then 1 where `cosine` is set, and no cosine is taken.
+    """
+
+    heads: int
+    dim_head: int
+    cosine: bool = False
+    linear: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array) -> Array:
+        width = self.heads * self.dim_head
+        query = project(width, "query", self.dtype)(gain_norm("norm", self.dtype)(x))
+        query = split_heads(query, self.heads)
+        key = split_heads(project(width, "key", self.dtype)(tokens), self.heads)
+        value = split_heads(project(width, "value", self.dtype)(tokens), self.heads)
+        key, value = NullKeyValue(name="null")(key, value)
+        if self.linear:
+            scale = 1.0 if self.cosine else self.dim_head**-0.5
+            out = linear_attend(query, key, value, scale)
+        else:
+            out = attend(query, key, value, self.cosine)
+        out = project(x.shape[-1], "out", self.dtype)(out)
+        return gain_norm("out_norm", self.dtype)(out)
+
+
+class SelfAttention(nn.Module):
+    """Positions x [b, n, c] attend to the tokens (if given), a null pair and each other; one key
+    and value head serves all query heads (Shazeer 2019)."""
+
+    heads: int
+    dim_head: int
+    cosine: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array | None) -> Array:
+        channels = x.shape[-1]
+        x = gain_norm("norm", self.dtype)(x)
+        query = project(self.heads * self.dim_head, "query", self.dtype)(x)
+        key = project(self.dim_head, "key", self.dtype)(x)[:, :, None]
+        value = project(self.dim_head, "value", self.dtype)(x)[:, :, None]
+        key, value = NullKeyValue(name="null")(key, value)
+        if tokens is not None:
+            tokens = layer_norm("context_norm", self.dtype)(tokens)
+            token_key = nn.Dense(self.dim_head, dtype=self.dtype, name="context_key")(tokens)
+            token_value = nn.Dense(self.dim_head, dtype=self.dtype, name="context_value")(tokens)
+            key = jnp.concatenate([token_key[:, :, None], key], axis=1)
+            value = jnp.concatenate([token_value[:, :, None], value], axis=1)
+        out = attend(split_heads(query, self.heads), key, value, self.cosine)
+        out = project(channels, "out", self.dtype)(out)
+        return gain_norm("out_norm", self.dtype)(out)
+
+
+class LinearSelfAttention(nn.Module):
+    """Equation (1) over a map x [b, h, w, c] and the tokens (if given); queries, keys and values
+    pass a depthwise 3x3 convolution first."""
+
+    heads: int
+    dim_head: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array | None) -> Array:
+        width = self.heads * self.dim_head
+        normed = gain_norm("norm", self.dtype)(x)
+        query, key, value = (
+            split_heads(self._local(normed, width, name), self.heads)
+            for name in ("query", "key", "value")
+        )
+        if tokens is not None:
+            tokens = layer_norm("context_norm", self.dtype)(tokens)
+            token_key = project(width, "context_key", self.dtype)(tokens)
+            token_value = project(width, "context_value", self.dtype)(tokens)
+            key = jnp.concatenate([key, split_heads(token_key, self.heads)], axis=1)
+            value = jnp.concatenate([value, split_heads(token_value, self.heads)], axis=1)
+        out = nn.silu(linear_attend(query, key, value, self.dim_head**-0.5))
+        out = project(x.shape[-1], "out", self.dtype)(out).reshape(x.shape)
+        return gain_norm("out_norm", self.dtype)(out)
+
+    def _local(self, x: Array, width: int, name: str) -> Array:
+        x = project(width, name, self.dtype)(x)
+        depthwise = nn.Conv(
+            width,
+            (3, 3),
+            feature_group_count=width,
+            use_bias=False,
+            dtype=self.dtype,
+            name=f"{name}_local",
+        )
+        return rearrange(depthwise(x), "b h w c -> b (h w) c")
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around GELU (exact), each after a gain norm; `mult` widens the middle."""
+
+    mult: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        x = gain_norm("norm", self.dtype)(x)
+        x = project(int(channels * self.mult), "wide", self.dtype)(x)
+        x = gain_norm("wide_norm", self.dtype)(nn.gelu(x, approximate=False))
+        return project(channels, "out", self.dtype)(x)
+
+
+class MapTransformer(nn.Module):
+    """`depth` layers of self attention and feed forward, each with a residual, on a map
+    [b, h, w, c]; kind "full" or "linear"."""
+
+    kind: str
+    depth: int
+    heads: int
+    dim_head: int
+    ff_mult: float
+    cosine: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array | None = None) -> Array:
+        sizes = (self.heads, self.dim_head)
+        for i in range(self.depth):
+            if self.kind == "linear":
+                linear = LinearSelfAttention(*sizes, dtype=self.dtype, name=f"attention_{i}")
+                x = x + linear(x, tokens)
+            else:
+                full = SelfAttention(*sizes, self.cosine, self.dtype, name=f"attention_{i}")
+                positions = rearrange(x, "b h w c -> b (h w) c")
+                x = x + full(positions, tokens).reshape(x.shape)
+            x = x + FeedForward(self.ff_mult, self.dtype, name=f"feed_forward_{i}")(x)
+        return x

@@ -1,0 +1,204 @@
+"""What the U-Net is told besides the image: noise level, low-res noise level and text.
+
+The outcome is one vector, added to the time embedding that modulates every ResNet block, and a
+short sequence of tokens for cross attention (Saharia et al. 2022, "Imagen", appendix D).
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+from jax import Array
+
+from gct_jax.models.unet_attention import (
+    FeedForward,
+    attend,
+    gain_norm,
+    layer_norm,
+    project,
+    split_heads,
+)
+
+
+class NoiseLevelEmbedding(nn.Module):
+    """Vector [b, width] and tokens [b, num_tokens, token_dim] of a log SNR [b], from sinusoids of
+    learned frequencies."""
+
+    width: int
+    num_tokens: int
+    token_dim: int
+    sinusoid_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, log_snr: Array) -> tuple[Array, Array]:
+        frequencies = self.param(
+            "frequencies", nn.initializers.normal(1.0), (self.sinusoid_dim // 2,)
+        )
+        level = log_snr.astype(jnp.float32)[:, None]
+        angle = 2 * math.pi * level * frequencies  # float32: angles reach hundreds of radians
+        features = jnp.concatenate([level, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        hidden = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(features))
+        vector = nn.Dense(self.width, dtype=self.dtype, name="vector")(hidden)
+        tokens = nn.Dense(self.num_tokens * self.token_dim, dtype=self.dtype, name="tokens")(hidden)
+        return vector, rearrange(tokens, "b (n d) -> b n d", n=self.num_tokens)
+
+
+class LatentAttention(nn.Module):
+    """Latents [b, m, d] attend to the inputs [b, n, d] and themselves (Alayrac et al. 2022)."""
+
+    heads: int
+    dim_head: int
+    cosine: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Array, latents: Array) -> Array:
+        width = self.heads * self.dim_head
+        normed = layer_norm("latents_norm", self.dtype)(latents)
+        source = jnp.concatenate([layer_norm("norm", self.dtype)(inputs), normed], axis=1)
+        query = split_heads(project(width, "query", self.dtype)(normed), self.heads)
+        key = split_heads(project(width, "key", self.dtype)(source), self.heads)
+        value = split_heads(project(width, "value", self.dtype)(source), self.heads)
+        out = attend(query, key, value, self.cosine)
+        out = project(latents.shape[-1], "out", self.dtype)(out)
+        return layer_norm("out_norm", self.dtype)(out)
+
+
+class AttentionPool(nn.Module):
+    """Pools text [b, n, d] into 4 + num_latents tokens with two layers of latent attention. The
+    first four latents come from the mean of the text, the others are learned."""
+
+    num_latents: int
+    heads: int
+    dim_head: int
+    cosine: bool
+    max_positions: int = 512
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: Array) -> Array:
+        batch, length, dim = text.shape
+        normal = nn.initializers.normal(1.0)
+        positions = self.param("positions", normal, (self.max_positions, dim))
+        learned = self.param("latents", normal, (self.num_latents, dim))
+        mean = gain_norm("mean_norm", self.dtype)(text.mean(axis=1))
+        pooled = nn.Dense(4 * dim, dtype=self.dtype, name="mean_latents")(mean)
+        latents = jnp.concatenate(
+            [
+                rearrange(pooled, "b (n d) -> b n d", n=4),
+                repeat(learned.astype(self.dtype), "n d -> b n d", b=batch),
+            ],
+            axis=1,
+        )
+        located = text + positions[:length].astype(self.dtype)
+        for i in range(2):
+            attention = LatentAttention(
+                self.heads, self.dim_head, self.cosine, self.dtype, name=f"attention_{i}"
+            )
+            latents = latents + attention(located, latents)
+            latents = latents + FeedForward(4.0, self.dtype, name=f"feed_forward_{i}")(latents)
+        return latents
+
+
+class TextConditioning(nn.Module):
+    """Vector [b, width] and tokens [b, m, token_dim] of text embeddings.
+
+    Text is cut or zero-padded to `max_length`. With a mask, padded positions become a learned null
+    row; without one they stay zero, which is another function of the same text, so pass a mask.
+    Where `keep` is False the whole text is replaced by null rows and a null vector.
+    """
+
+    width: int
+    token_dim: int
+    max_length: int
+    pool: bool
+    num_latents: int
+    heads: int
+    dim_head: int
+    cosine: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: Array, mask: Array | None, keep: Array | None) -> tuple[Array, Array]:
+        normal = nn.initializers.normal(1.0)
+        null_tokens = self.param("null_tokens", normal, (self.max_length, self.token_dim))
+        null_vector = self.param("null_vector", normal, (self.width,))
+        text = text[:, : self.max_length]
+        missing = self.max_length - text.shape[1]
+        tokens = nn.Dense(self.token_dim, dtype=self.dtype, name="text")(text)
+        tokens = jnp.pad(tokens, ((0, 0), (0, missing), (0, 0)))  # [b, max_length, token_dim]
+        if keep is None:
+            keep = jnp.ones(text.shape[0], bool)
+        visible = keep[:, None]  # [b, 1] or [b, max_length]
+        if mask is not None:
+            mask = jnp.pad(mask[:, : self.max_length], ((0, 0), (0, missing)))
+            visible = visible & mask
+        tokens = jnp.where(visible[..., None], tokens, null_tokens.astype(self.dtype))
+        if self.pool:
+            tokens = AttentionPool(
+                self.num_latents,
+                self.heads,
+                self.dim_head,
+                self.cosine,
+                dtype=self.dtype,
+                name="pool",
+            )(tokens)
+        vector = layer_norm("vector_norm", self.dtype)(tokens.mean(axis=1))
+        vector = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="vector_hidden")(vector))
+        vector = nn.Dense(self.width, dtype=self.dtype, name="vector")(vector)
+        return jnp.where(keep[:, None], vector, null_vector.astype(self.dtype)), tokens
+
+
+class Conditioning(nn.Module):
+    """Everything the U-Net is told, as a vector [b, width] and normalised tokens [b, m, d].
+
+    Attributes are those of `UNet`; `width` is the width of the vector.
+    """
+
+    width: int
+    token_dim: int
+    num_time_tokens: int
+    sinusoid_dim: int
+    lowres_cond: bool
+    max_text_len: int
+    attn_pool_text: bool
+    attn_pool_num_latents: int
+    heads: int
+    dim_head: int
+    cosine: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        log_snr: Array,
+        low_res_log_snr: Array | None,
+        text: Array | None,
+        text_mask: Array | None,
+        keep_text: Array | None,
+    ) -> tuple[Array, Array]:
+        sizes = (self.width, self.num_time_tokens, self.token_dim, self.sinusoid_dim, self.dtype)
+        vector, tokens = NoiseLevelEmbedding(*sizes, name="noise_level")(log_snr)
+        if self.lowres_cond:
+            low = NoiseLevelEmbedding(*sizes, name="low_res_noise_level")(low_res_log_snr)
+            vector = vector + low[0]
+            tokens = jnp.concatenate([tokens, low[1]], axis=1)
+        if text is not None:
+            text_vector, text_tokens = TextConditioning(
+                self.width,
+                self.token_dim,
+                self.max_text_len,
+                self.attn_pool_text,
+                self.attn_pool_num_latents,
+                self.heads,
+                self.dim_head,
+                self.cosine,
+                dtype=self.dtype,
+                name="text",
+            )(text, text_mask, keep_text)
+            vector = vector + text_vector
+            tokens = jnp.concatenate([tokens, text_tokens], axis=1)
+        return vector, layer_norm("norm", self.dtype)(tokens)
