@@ -30,7 +30,8 @@ class Tokenizer:
 
     def __init__(self, model_bytes: bytes):
         self.model_bytes = model_bytes
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model_bytes)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -66,7 +66,8 @@ class RelativePositionBias(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = self.param("rel_embedding", init, (self.heads, BUCKETS))
         position = jnp.arange(length)
-        return table[:, relative_position_bucket(position[None, :] - position[:, None])]
+        bucket = relative_position_bucket(position[None, :] - position[:, None])
+        return jnp.take(table, bucket, axis=1)
 
 
 class Attention(nn.Module):

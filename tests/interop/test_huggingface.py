@@ -1,0 +1,69 @@
+"""Reading Hugging Face T5 folders; the numbers are checked in tests/models/test_t5.py."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from golden_case import FOLDER
+from safetensors.numpy import load_file, save_file
+
+from gct_jax.errors import ModelFolderError
+from gct_jax.interop.huggingface import t5_from_huggingface
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(FOLDER / "t5", tmp_path / "t5")
+
+
+def edit_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_config_follows_the_folder(folder):
+    config, _ = t5_from_huggingface(folder, max_length=77)
+    sizes = (config.vocab_size, config.dim, config.depth, config.heads, config.dim_head)
+    assert (*sizes, config.mlp_dim, config.max_length) == (128, 32, 3, 4, 8, 64, 77)
+
+
+def test_sharded_full_model_equals_the_encoder_alone(folder):
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    shards = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    state["decoder.final_layer_norm.weight"] = np.ones(32, np.float32)
+    shards["b.safetensors"].append("decoder.final_layer_norm.weight")
+    _, expected = t5_from_huggingface(folder)
+    for file, members in shards.items():
+        save_file({name: state[name] for name in members}, folder / file)
+    weight_map = {name: file for file, members in shards.items() for name in members}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+    _, found = t5_from_huggingface(folder)
+    np.testing.assert_equal(found, expected)
+
+
+def test_other_t5_is_refused(folder):
+    edit_config(folder, feed_forward_proj="relu")
+    with pytest.raises(ModelFolderError, match="feed_forward_proj is 'relu'"):
+        t5_from_huggingface(folder)
+
+
+def test_wrong_shape_is_named(folder):
+    edit_config(folder, d_ff=96)
+    with pytest.raises(ModelFolderError, match=r"wi_0.weight has shape \(64, 32\).*\(96, 32\)"):
+        t5_from_huggingface(folder)
+
+
+def test_missing_tensor_is_named(folder):
+    edit_config(folder, num_layers=4)
+    with pytest.raises(ModelFolderError, match=r"encoder.block.3.\S+ is missing"):
+        t5_from_huggingface(folder)
+
+
+def test_damaged_weights_are_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ModelFolderError, match=r"cannot read .*model.safetensors"):
+        t5_from_huggingface(folder)
