@@ -53,8 +53,10 @@ def _module_class(part: str) -> Any:
     return T5Encoder
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_variables(config: ModelConfig, part: str) -> dict[str, Any]:
-    """Shapes and types of a part's variables, without computing anything."""
+    """Shapes and types of a part's variables, without computing anything. Not to be changed: the
+    same dict is returned again for the same config."""
     module = build_part(config, part)
     arguments, keywords = _example_inputs(config, part)
     init = functools.partial(module.init, **keywords)

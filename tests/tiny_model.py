@@ -1,0 +1,94 @@
+"""A complete model folder of tiny random networks, for tests of whatever needs a model."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gct_jax.config import (
+    CTViTConfig,
+    DiffusionConfig,
+    MaskGitConfig,
+    ModelConfig,
+    SamplingConfig,
+    T5Config,
+    UNetConfig,
+    VolumeConfig,
+)
+from gct_jax.model_folder import save_model
+from gct_jax.parts import PARTS, abstract_variables
+from gct_jax.text import train_vocabulary
+
+SENTENCES = [
+    f"{age} years old {sex}: Large {side} pleural effusion. Cardiomegaly."
+    for age in range(20, 90)
+    for sex in ("male", "female")
+    for side in ("left", "right")
+]
+
+
+def tiny_config() -> ModelConfig:
+    """5 slices of 16x16 as 3x2x2 tokens, super-resolved to 32x32."""
+    return ModelConfig(
+        name="tiny",
+        volume=VolumeConfig(slices=5, image_size=16, slice_spacing_mm=9.0, pixel_spacing_mm=5.0),
+        ctvit=CTViTConfig(
+            dim=16,
+            codebook_size=32,
+            patch_size=8,
+            temporal_patch_size=2,
+            spatial_depth=1,
+            temporal_depth=1,
+            heads=2,
+            dim_head=8,
+        ),
+        maskgit=MaskGitConfig(
+            num_tokens=32,
+            max_sequence_length=24,
+            dim=16,
+            context_dim=16,
+            depth=1,
+            heads=2,
+            dim_head=8,
+        ),
+        t5=T5Config(vocab_size=64, dim=16, depth=1, heads=2, dim_head=8, mlp_dim=16, max_length=24),
+        unet=UNetConfig(
+            dim=8,
+            dim_mults=(1, 2),
+            num_resnet_blocks=(1, 1),
+            layer_attns=("none", "none"),
+            layer_attns_depth=(1, 1),
+            layer_cross_attns=(False, True),
+            resnet_groups=(4, 4),
+            attn_heads=2,
+            attn_dim_head=8,
+            mid_cross_attn_heads=2,
+            mid_cross_attn_dim_head=8,
+            text_embed_dim=16,
+            max_text_len=24,
+            attn_pool_num_latents=4,
+        ),
+        diffusion=DiffusionConfig(image_size=32),
+        sampling=SamplingConfig(steps=3, superres_steps=2),
+    )
+
+
+def random_variables(config: ModelConfig, part: str, seed: int = 0) -> dict:
+    """Normal noise of standard deviation 0.3 in every tensor; cheaper than the module's `init`."""
+    rng = np.random.default_rng(seed)
+    fill = functools.partial(rng.normal, 0.0, 0.3)
+    return jax.tree.map(
+        lambda leaf: fill(size=leaf.shape).astype(np.float32), abstract_variables(config, part)
+    )
+
+
+def save_tiny_model(folder: Path, **options) -> Path:
+    """Write the model to `folder` and return it."""
+    config = tiny_config()
+    vocabulary = folder.with_name("vocabulary.model")
+    train_vocabulary(SENTENCES, vocabulary, config.t5.vocab_size)
+    variables = {part: random_variables(config, part) for part in PARTS}
+    save_model(folder, config, variables, vocabulary.read_bytes(), license_text="test", **options)
+    vocabulary.unlink()
+    return folder
