@@ -122,8 +122,13 @@ def sample_findings(rng: np.random.Generator, age: int) -> tuple[Finding, ...]:
     return tuple(sample_finding(rng, name) for name in FINDINGS if name in present)
 
 
-def sample_finding(rng: np.random.Generator, name: str, side: str | None = None,
-                   place: str | None = None, size: str | None = None) -> Finding:
+def sample_finding(
+    rng: np.random.Generator,
+    name: str,
+    side: str | None = None,
+    place: str | None = None,
+    size: str | None = None,
+) -> Finding:
     """Draws what is not given of one finding."""
     if name not in FINDINGS:
         raise InputError(f"finding {name!r} is not one of: {', '.join(FINDINGS)}")

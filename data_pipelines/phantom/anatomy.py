@@ -1,0 +1,162 @@
+"""Draws the healthy body of a patient: every array that `render` needs, in mm and HU.
+
+Axes: x right to left, y front to back, z feet to head, origin in the middle of the volume. The
+shapes of the arrays never depend on the patient, so patients can be stacked.
+"""
+
+import numpy as np
+
+from data_pipelines.phantom import skeleton, vessels
+from data_pipelines.phantom.findings import Finding, sides_of
+from data_pipelines.phantom.shapes import make_ellipsoid
+from data_pipelines.phantom.texture import sample_waves
+
+LEVELS_MM = np.linspace(-160, 160, 65).astype(np.float32)
+# Profiles along the body at these heights for the average man, mm.
+KNOTS_MM = (-150, -110, -70, -30, 10, 45, 75, 100, 125, 150)
+PROFILES = {
+    "body_half_width": (138, 145, 150, 152, 154, 158, 162, 164, 166, 168),
+    "body_half_depth": (112, 116, 118, 117, 112, 100, 92, 80, 72, 66),
+    "body_y": (6, 5, 5, 6, 8, 14, 19, 26, 27, 26),
+    "cage_half_width": (122, 130, 134, 135, 131, 123, 109, 94, 80, 70),
+    "cage_half_depth": (92, 98, 99, 97, 91, 82, 71, 58, 46, 38),
+    "cage_y": (2, 1, 0, 1, 4, 10, 16, 24, 29, 32),
+    "septum": (6, 6, 6, 7, 8, 9, 13, 18, 22, 24),
+    "septum_bulge": (14, 14, 14, 16, 26, 24, 18, 12, 8, 6),
+    "spine_y": (50, 54, 58, 61, 63, 64, 62, 58, 52, 44),
+    "sternum_half_width": (0, 0, 0, 12, 16, 15, 19, 28, 0, 0),
+}
+WIDTHS = ("body_half_width", "cage_half_width")
+DEPTHS = ("body_half_depth", "cage_half_depth", "body_y", "cage_y", "spine_y")
+
+
+def sample_patient(
+    rng: np.random.Generator, age: int, sex: str, findings: tuple[Finding, ...]
+) -> dict[str, np.ndarray]:
+    """A body with the heart size and diaphragm that the findings imply, and nothing else.
+
+    Args:
+      rng: draws the body; the number of draws does not depend on the findings.
+      age: years; the aorta widens and the spine loses density.
+      sex: "male" or "female".
+      findings: only cardiomegaly and atelectasis are read here.
+    """
+    female = sex == "female"
+    patient: dict[str, np.ndarray] = {"levels_mm": LEVELS_MM}
+    fat = rng.gamma(6.0, 2.4) + (6 if female else 3)
+    width = rng.normal(0.925 if female else 0.985, 0.025)
+    depth = rng.normal(0.94 if female else 1.0, 0.035) + 0.002 * (fat - 15)
+    for name, values in PROFILES.items():
+        factor = width if name in WIDTHS else depth if name in DEPTHS else 1.0
+        patient[name] = factor * _smooth(np.interp(LEVELS_MM, KNOTS_MM, values))
+    _scalars(patient, rng, fat=min(fat, 176 / width - 155), age=age, female=female)
+    dome = rng.normal((-62, -72), 9)
+    large = {finding.name: finding for finding in findings}
+    collapse = large.get("Atelectasis")
+    for side in sides_of(collapse) if collapse else ():
+        dome[side] += 8 + 22 * collapse.severity
+    patient["dome_top"] = dome
+    patient["apex"] = rng.normal(126, 4)
+    patient["oblique"] = np.array([rng.normal(-28, 6), rng.normal(4, 5)])
+    patient["horizontal"] = rng.normal(8, 6)
+    ratio = rng.uniform(0.39, 0.47)
+    if "Cardiomegaly" in large:
+        ratio = 0.54 + 0.12 * large["Cardiomegaly"].severity
+    patient["heart"] = _heart(patient, rng, ratio)
+    patient["chambers"] = _chambers(patient["heart"])
+    patient |= _abdomen(rng)
+    patient |= skeleton.sample_skeleton(patient, rng)
+    patient |= vessels.sample_great_vessels(patient, rng, age)
+    patient |= vessels.sample_lung_trees(patient, rng)
+    patient |= {
+        "coarse_waves": sample_waves(rng, 16, (70, 140)),
+        "patch_waves": sample_waves(rng, 20, (24, 50)),
+        "cell_waves": sample_waves(rng, 24, (14, 26)),
+        "fine_waves": sample_waves(rng, 24, (6, 12)),
+        "noise_seed": rng.integers(2**32, dtype=np.uint32),
+    }
+    return {
+        name: np.asarray(value, np.uint32 if name == "noise_seed" else np.float32)
+        for name, value in patient.items()
+    }
+
+
+def _scalars(patient, rng, *, fat: float, age: int, female: bool) -> None:
+    patient["fat"] = fat
+    patient["muscle"] = rng.uniform(0.8, 1.2) * (0.8 if female else 1.0)
+    patient["breast"] = rng.uniform(0.6, 1.2) if female else 0.0
+    patient["gland"] = np.clip(rng.normal(0.9 - age / 80, 0.4), -1, 1)
+    patient["rotation"] = rng.normal(0, 0.035)
+    patient["shift"] = rng.normal((0, 4, 0), (4, 4, 6))
+    patient["warp_waves"] = rng.normal(size=(2, 3, 4))
+    contrast = rng.random() < 0.35
+    boost = rng.uniform(110, 190)
+    patient["blood_hu"] = 42 + boost * contrast + rng.normal(0, 3)
+    patient["muscle_hu"] = 52 + 8 * contrast + rng.normal(0, 3)
+    patient["heart_muscle_hu"] = 45 + 50 * contrast
+    patient["liver_hu"] = rng.normal(58, 6) + 45 * contrast
+    patient["spleen_hu"] = 50 + 60 * contrast
+    patient["fat_hu"] = rng.normal(-102, 4)
+    patient["marrow_hu"] = np.clip(rng.normal(300 - 2.2 * age, 30), 70, 280)
+    patient["lung_hu"] = rng.normal(-852, 16)
+    patient["gravity_hu"] = rng.uniform(30, 80)
+    patient["noise_hu"] = rng.uniform(9, 20)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    kernel = np.hanning(9)[1:-1]
+    return np.convolve(np.pad(values, 3, "edge"), kernel / kernel.sum(), "valid")
+
+
+def _heart(patient, rng: np.random.Generator, ratio: float) -> np.ndarray:
+    """Ventricles and atria as [2, 15] ellipsoids; together `ratio` of the inner chest width."""
+    down = rng.normal(0.5, 0.06)
+    apex = np.array([0.70, -0.5, -down])
+    across = np.cross(apex, (0.0, 0.0, 1.0))
+    rows = np.stack([apex, across, np.cross(apex, across)])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    plan = (
+        ((21, -8, -14), (63, 43, 47), rows),
+        ((-13, 11, 14), (40, 36, 40), np.eye(3)),
+    )
+    middle = np.array([2.0, -20.0, -30.0]) + rng.normal(0, 3, 3)
+    ends = [
+        np.array(centre) + side * np.sqrt(np.sum((np.array(half)[:, None] * frame) ** 2, 0))
+        for centre, half, frame in plan
+        for side in (-1, 1)
+    ]
+    extent = np.max(ends, axis=0)[0] - np.min(ends, axis=0)[0]
+    scale = ratio * 2 * np.max(patient["cage_half_width"]) / extent
+    middle[1] += 10 * (1 - scale)
+    return np.stack(
+        [
+            make_ellipsoid(middle + scale * np.array(c), scale * np.array(h), frame)
+            for c, h, frame in plan
+        ]
+    )
+
+
+def _chambers(heart: np.ndarray) -> np.ndarray:
+    """Left and right ventricular cavities, [2, 15]; the atria are blood throughout."""
+    ventricles = heart[0]
+    rows = ventricles[6:].reshape(3, 3)
+    scale = ventricles[3]
+    chambers = []
+    for offset, half in (
+        ((-0.05, 0.18, 0.2), (0.66, 0.3, 0.3)),
+        ((-0.02, -0.42, -0.18), (0.7, 0.18, 0.4)),
+    ):
+        centre = ventricles[:3] + scale * (np.array(offset) @ rows)
+        chambers.append(make_ellipsoid(centre, scale * np.array(half), rows))
+    return np.stack(chambers)
+
+
+def _abdomen(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    stomach = rng.normal((62, -22, -128), (6, 6, 6))
+    spleen = rng.normal((92, 48, -122), (5, 5, 6))
+    return {
+        "stomach": make_ellipsoid(stomach, rng.normal((38, 42, 34), 4)),
+        "spleen": make_ellipsoid(spleen, rng.normal((24, 42, 38), 3)),
+        "stomach_gas": stomach[1] - rng.uniform(2, 26),
+        "liver_edge": rng.normal(30, 8),
+    }
