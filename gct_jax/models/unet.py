@@ -113,15 +113,17 @@ class UNet(nn.Module):
         Raises:
           InputError: an input that the configuration needs is absent, or a shape does not fit.
         """
-        self._check(x, low_res, low_res_log_snr, text)
+        self._check_image(x)
+        self._check_presence("low_res", low_res, self.lowres_cond)
+        self._check_presence("low_res_log_snr", low_res_log_snr, self.lowres_cond)
+        self._check_presence("cond_images", cond_images, self.cond_images_channels > 0)
+        if text is not None and text.shape[-1] != self.text_embed_dim:
+            raise InputError(f"text is {text.shape[-1]} wide, not {self.text_embed_dim}")
         time, tokens = self._conditioning()(log_snr, low_res_log_snr, text, text_mask, keep_text)
-        inputs = [x]
-        if self.cond_images_channels:
-            inputs.insert(0, cond_images)
-        if self.self_cond:
-            inputs.append(jnp.zeros_like(x) if self_cond is None else self_cond)
-        if self.lowres_cond:
-            inputs.append(low_res)
+        if self.self_cond and self_cond is None:
+            self_cond = jnp.zeros_like(x)
+        self._check_presence("self_cond", self_cond, self.self_cond)
+        inputs = [part for part in (cond_images, x, self_cond, low_res) if part is not None]
         x = self._initial_conv()(jnp.concatenate(inputs, axis=-1))
         initial = x
         if self.memory_efficient:
@@ -142,20 +144,16 @@ class UNet(nn.Module):
             )
             x = final(x, time)
         final_conv = FinalConv(self.channels_out or self.channels, self.dtype, name="final_conv")
-        return final_conv(x, low_res if self.lowres_cond else None).astype(jnp.float32)
+        return final_conv(x, low_res).astype(jnp.float32)
 
-    def _check(
-        self, x: Array, low_res: Array | None, low_res_log_snr: Array | None, text: Array | None
-    ) -> None:
-        halvings = len(self.dim_mults) - (0 if self.memory_efficient else 1)
-        if x.shape[1] % 2**halvings or x.shape[2] % 2**halvings:
-            raise InputError(f"image sides {x.shape[1:3]} must be divisible by {2**halvings}")
-        if self.lowres_cond and (low_res is None or low_res_log_snr is None):
-            raise InputError("this U-Net is conditioned on low_res and low_res_log_snr")
-        if text is not None and text.shape[-1] != self.text_embed_dim:
-            raise InputError(
-                f"text width {text.shape[-1]} does not fit text_embed_dim {self.text_embed_dim}"
-            )
+    def _check_image(self, x: Array) -> None:
+        reduction = 2 ** (len(self.dim_mults) - (0 if self.memory_efficient else 1))
+        if x.shape[1] % reduction or x.shape[2] % reduction:
+            raise InputError(f"image sides {x.shape[1:3]} must be divisible by {reduction}")
+
+    def _check_presence(self, name: str, value: Array | None, wanted: bool) -> None:
+        if (value is not None) != wanted:
+            raise InputError(f"this U-Net is {'' if wanted else 'not '}conditioned on {name}")
 
     def _conditioning(self) -> Conditioning:
         return Conditioning(
@@ -163,7 +161,6 @@ class UNet(nn.Module):
             token_dim=self.cond_dim or self.dim,
             num_time_tokens=self.num_time_tokens,
             sinusoid_dim=self.learned_sinu_pos_emb_dim,
-            lowres_cond=self.lowres_cond,
             max_text_len=self.max_text_len,
             attn_pool_text=self.attn_pool_text,
             attn_pool_num_latents=self.attn_pool_num_latents,

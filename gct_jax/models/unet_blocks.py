@@ -37,6 +37,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[b, h, w, c] to [b, h, w, c]."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -50,7 +51,7 @@ class GroupNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Equation (1). `scale_shift` is None or [batch, 2 * input channels]."""
+    """Equation (1)."""
 
     features: int
     groups: int
@@ -58,6 +59,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scale_shift: Array | None = None) -> Array:
+        """x [b, h, w, c], modulation [b, 2 c] or None; returns [b, h, w, features]."""
         x = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
         if scale_shift is not None:
             scale, shift = jnp.split(scale_shift[:, None, None], 2, axis=-1)
@@ -66,12 +68,13 @@ class Block(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """Channel gate of equation (3), [batch, 1, 1, channel]."""
+    """Channel gate of equation (3)."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[b, h, w, c] to the gate [b, 1, 1, c]."""
         channels = x.shape[-1]
         logits = nn.Dense(1, dtype=self.dtype, name="position")(x)[..., 0].astype(jnp.float32)
         weights = jax.nn.softmax(logits, axis=(1, 2)).astype(self.dtype)  # [batch, h, w]
@@ -130,6 +133,7 @@ class CrossEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[b, h, w, c] to [b, h / stride, w / stride, features]."""
         largest = max(self.kernel_sizes)
         kernels = []
         for size, width in zip(sorted(self.kernel_sizes), self._widths(), strict=True):
@@ -170,6 +174,7 @@ class PixelShuffle(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[b, h, w, c] to [b, 2 h, 2 w, features]."""
         x = nn.Dense(
             4 * self.features, kernel_init=subpixel_initializer, dtype=self.dtype, name="conv"
         )(x)
@@ -184,6 +189,7 @@ class NearestUpsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[b, h, w, c] to [b, 2 h, 2 w, features]."""
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return conv(self.features, 3, dtype=self.dtype, name="conv")(x)
 
@@ -196,8 +202,9 @@ class Widen(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[b, h, w, c] to [b, h, w, features]."""
         wide = conv(self.features, 3, dtype=self.dtype, name="conv3")(x)
-        return wide + conv(self.features, 1, dtype=self.dtype, name="conv1")(x)
+        return wide + nn.Dense(self.features, dtype=self.dtype, name="conv1")(x)
 
 
 class FinalConv(nn.Module):
@@ -212,6 +219,7 @@ class FinalConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, low_res: Array | None) -> Array:
+        """x [b, h, w, c], low_res [b, h, w, d] or None; returns [b, h, w, features_out]."""
         parts = [x] if low_res is None else [x, low_res]
         shape = (3, 3, sum(part.shape[-1] for part in parts), self.features_out)
         kernel = self.param("kernel", nn.initializers.zeros, shape)

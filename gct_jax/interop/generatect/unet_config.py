@@ -1,0 +1,130 @@
+"""What the names and shapes of a reference U-Net's tensors say about its options."""
+
+from typing import Any
+
+from gct_jax.config import UNetConfig
+from gct_jax.interop.generatect.transformer import State, count_indices, tensor
+
+
+def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
+    """`UNetConfig` of a state dict; `not_inferable` is explained at `unet_from_reference`.
+
+    Raises:
+      ModelFolderError: a tensor that every such U-Net has is missing.
+      ConfigError: the tensors contradict each other.
+    """
+    levels = count_indices(state, "downs.")
+    lowres = "to_lowres_time_cond.0.weight" in state
+    time_width = tensor(state, "to_time_cond.0.weight").shape[0]
+    dim = time_width // (8 if lowres else 4)
+    token_dim = tensor(state, "norm_cond.weight").shape[0]
+    # Levels of the way up are counted from the innermost one.
+    ups = [f"ups.{levels - 1 - level}." for level in range(levels)]
+    widths = [tensor(state, f"{up}0.block2.groupnorm.weight").shape[0] for up in ups]
+    efficient = "init_resnet_block.block1.project.weight" in state
+    text = "text_to_cond.weight" in state
+    pooled = "attn_pool.latents" in state
+    options: dict[str, Any] = {
+        "dim": dim,
+        "cond_dim": None if token_dim == dim else token_dim,
+        "channels_out": tensor(state, "final_conv.weight").shape[0],
+        "dim_mults": tuple(width // dim for width in widths),
+        "num_resnet_blocks": tuple(
+            count_indices(state, f"downs.{level}.2.") for level in range(levels)
+        ),
+        "layer_attns": tuple(_attention_kind(state, f"{up}2.layers.0.0") for up in ups),
+        "layer_attns_depth": tuple(max(1, count_indices(state, f"{up}2.layers.")) for up in ups),
+        "layer_cross_attns": tuple(f"{up}0.cross_attn.null_kv" in state for up in ups),
+        "attend_at_middle": "mid_attn.layers.0.0.null_kv" in state,
+        "lowres_cond": lowres,
+        "text_embed_dim": tensor(state, "text_to_cond.weight").shape[1] if text else None,
+        "max_text_len": tensor(state, "null_text_embed").shape[1],
+        "attn_pool_text": pooled,
+        "num_time_tokens": tensor(state, "to_time_tokens.0.weight").shape[0] // token_dim,
+        "learned_sinu_pos_emb_dim": 2 * tensor(state, "to_time_hiddens.0.weights").shape[0],
+        "memory_efficient": efficient,
+        "pixel_shuffle_upsample": any(".3.net.0." in name for name in state),
+        "combine_upsample_fmaps": "upsample_combiner.fmap_convs.0.project.weight" in state,
+        "use_global_context_attn": any(
+            ".gca." in name and not name.startswith("final_res_block") for name in state
+        ),
+        "final_resnet_block": "final_res_block.block1.project.weight" in state,
+        "resnet_groups": (8,) * levels,
+        **_convolutions(state, dim, efficient),
+        **_attention_size(state, not_inferable.get("attn_dim_head", 64)),
+    }
+    if pooled:
+        options["attn_pool_num_latents"] = state["attn_pool.latents"].shape[0]
+    feed_forward = next(
+        (name for name in state if name.startswith("ups.") and ".layers.0.1.1." in name), None
+    )
+    if feed_forward is not None:
+        wide, narrow = state[feed_forward].shape[:2]
+        options["ff_mult"] = wide / narrow
+    options |= not_inferable
+    parts = 1 + lowres + options.get("self_cond", False)
+    inputs = options.pop("input_channels") - options.get("cond_images_channels", 0)
+    options["channels"] = inputs // parts
+    options["init_conv_to_final_conv_residual"] = _has_initial_residual(state, options, widths)
+    return UNetConfig(**options)
+
+
+def _attention_kind(state: State, prefix: str) -> str:
+    if f"{prefix}.to_q.weight" in state:
+        return "full"
+    return "linear" if f"{prefix}.to_q.1.weight" in state else "none"
+
+
+def _convolutions(state: State, dim: int, efficient: bool) -> dict[str, Any]:
+    """Kernel sizes and widths of the initial and the down-sampling convolutions."""
+    initial = _parallel_kernels(state, "init_conv")
+    first = initial or [tensor(state, "init_conv.weight")]
+    init_dim = sum(kernel.shape[0] for kernel in first)
+    down = _parallel_kernels(state, f"downs.0.{0 if efficient else 4}")
+    return {
+        "input_channels": first[0].shape[1],
+        "init_dim": None if init_dim == dim else init_dim,
+        "init_cross_embed_kernel_sizes": _sizes(initial),
+        "cross_embed_downsample_kernel_sizes": _sizes(down),
+    }
+
+
+def _parallel_kernels(state: State, prefix: str) -> list:
+    count = count_indices(state, f"{prefix}.convs.")
+    return [tensor(state, f"{prefix}.convs.{i}.weight") for i in range(count)]
+
+
+def _sizes(kernels: list) -> tuple[int, ...] | None:
+    return tuple(kernel.shape[2] for kernel in kernels) or None
+
+
+def _attention_size(state: State, default_dim_head: int) -> dict[str, int]:
+    """Heads and their width; only their product is known where no level has softmax attention."""
+    nulls = [name for name in state if name.endswith("null_kv") and not name.startswith("mid_bl")]
+    dim_head = state[nulls[0]].shape[1] if nulls else default_dim_head
+    query = (".to_q.weight", ".to_q.1.weight")
+    inner = [
+        state[name].shape[0]
+        for name in state
+        if name.endswith(query) and not name.startswith("mid_bl")
+    ]
+    middle_query = tensor(state, "mid_block1.cross_attn.to_q.weight").shape[0]
+    middle_dim_head = tensor(state, "mid_block1.cross_attn.null_kv").shape[1]
+    return {
+        "attn_heads": inner[0] // dim_head if inner else 8,
+        "attn_dim_head": dim_head,
+        "mid_cross_attn_heads": middle_query // middle_dim_head,
+        "mid_cross_attn_dim_head": middle_dim_head,
+    }
+
+
+def _has_initial_residual(state: State, options: dict[str, Any], widths: list[int]) -> bool:
+    """Whether the last layers are wider by the initial convolution's output than they need be."""
+    init_dim = options["init_dim"] or options["dim"]
+    needed = init_dim if options["memory_efficient"] else widths[0]
+    if options["combine_upsample_fmaps"]:
+        needed += options["dim"] * len(widths)
+    if options["final_resnet_block"]:
+        return tensor(state, "final_res_block.block1.groupnorm.weight").shape[0] > needed
+    given = tensor(state, "final_conv.weight").shape[1]
+    return given - options["channels"] * options["lowres_cond"] > needed
