@@ -66,10 +66,11 @@ def linear_attend(query: Array, key: Array, value: Array, scale: float) -> Array
 
 
 class NullKeyValue(nn.Module):
-    """Prepends one learned key and value, shared by all heads, to key and value [b, m, h, d]."""
+    """One learned key and value, shared by all heads, put before the others."""
 
     @nn.compact
     def __call__(self, key: Array, value: Array) -> tuple[Array, Array]:
+        """Key and value [b, m, heads, d] to [b, 1 + m, heads, d]."""
         batch, _, heads, dim_head = key.shape
         null = self.param("key_value", nn.initializers.normal(1.0), (2, dim_head))
         null_key, null_value = jnp.broadcast_to(
@@ -79,7 +80,7 @@ class NullKeyValue(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Positions x [b, n, c] attend to conditioning tokens [b, m, e]; tokens are never masked.
+    """Positions of an image attend to conditioning tokens, which are never masked.
 
     With `linear`, equation (1); its scale is then 1 where `cosine` is set, and no cosine is taken.
     """
@@ -92,6 +93,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array) -> Array:
+        """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
         width = self.heads * self.dim_head
         query = project(width, "query", self.dtype)(gain_norm("norm", self.dtype)(x))
         query = split_heads(query, self.heads)
@@ -108,8 +110,8 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Positions x [b, n, c] attend to the tokens (if given), a null pair and each other; one key
-    and value head serves all query heads (Shazeer 2019)."""
+    """Positions attend to the tokens (if given), a null pair and each other; one key and value
+    head serves all query heads (Shazeer 2019)."""
 
     heads: int
     dim_head: int
@@ -118,6 +120,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None) -> Array:
+        """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
         channels = x.shape[-1]
         x = gain_norm("norm", self.dtype)(x)
         query = project(self.heads * self.dim_head, "query", self.dtype)(x)
@@ -136,8 +139,8 @@ class SelfAttention(nn.Module):
 
 
 class LinearSelfAttention(nn.Module):
-    """Equation (1) over a map x [b, h, w, c] and the tokens (if given); queries, keys and values
-    pass a depthwise 3x3 convolution first."""
+    """Equation (1) over a map and the tokens (if given); queries, keys and values of the map pass
+    a depthwise 3x3 convolution first."""
 
     heads: int
     dim_head: int
@@ -145,6 +148,7 @@ class LinearSelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None) -> Array:
+        """Map [b, h, w, c] and tokens [b, m, e] to [b, h, w, c]."""
         width = self.heads * self.dim_head
         normed = gain_norm("norm", self.dtype)(x)
         query, key, value = (
@@ -182,6 +186,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[..., c] to [..., c]."""
         channels = x.shape[-1]
         x = gain_norm("norm", self.dtype)(x)
         x = project(int(channels * self.mult), "wide", self.dtype)(x)
@@ -190,8 +195,8 @@ class FeedForward(nn.Module):
 
 
 class MapTransformer(nn.Module):
-    """`depth` layers of self attention and feed forward, each with a residual, on a map
-    [b, h, w, c]; kind "full" or "linear"."""
+    """`depth` layers of self attention, of kind "full" or "linear", and feed forward, each with a
+    residual."""
 
     kind: str
     depth: int
@@ -203,6 +208,7 @@ class MapTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None = None) -> Array:
+        """Map [b, h, w, c] and tokens [b, m, e] to [b, h, w, c]."""
         sizes = (self.heads, self.dim_head)
         for i in range(self.depth):
             if self.kind == "linear":

@@ -23,8 +23,7 @@ from gct_jax.models.unet_attention import (
 
 
 class NoiseLevelEmbedding(nn.Module):
-    """Vector [b, width] and tokens [b, num_tokens, token_dim] of a log SNR [b], from sinusoids of
-    learned frequencies."""
+    """Vector and tokens of a log SNR, from sinusoids of learned frequencies."""
 
     width: int
     num_tokens: int
@@ -34,6 +33,7 @@ class NoiseLevelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, log_snr: Array) -> tuple[Array, Array]:
+        """[b] to vector [b, width] and tokens [b, num_tokens, token_dim]."""
         frequencies = self.param(
             "frequencies", nn.initializers.normal(1.0), (self.sinusoid_dim // 2,)
         )
@@ -47,7 +47,7 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Latents [b, m, d] attend to the inputs [b, n, d] and themselves (Alayrac et al. 2022)."""
+    """Latents attend to the inputs and to themselves (Alayrac et al. 2022)."""
 
     heads: int
     dim_head: int
@@ -56,6 +56,7 @@ class LatentAttention(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, latents: Array) -> Array:
+        """Inputs [b, n, d] and latents [b, m, d] to [b, m, d]."""
         width = self.heads * self.dim_head
         normed = layer_norm("latents_norm", self.dtype)(latents)
         source = jnp.concatenate([layer_norm("norm", self.dtype)(inputs), normed], axis=1)
@@ -68,8 +69,8 @@ class LatentAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Pools text [b, n, d] into 4 + num_latents tokens with two layers of latent attention. The
-    first four latents come from the mean of the text, the others are learned."""
+    """Pools text into 4 + num_latents tokens with two layers of latent attention. The first four
+    latents come from the mean of the text, the others are learned."""
 
     num_latents: int
     heads: int
@@ -80,6 +81,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, text: Array) -> Array:
+        """[b, n, d] to [b, 4 + num_latents, d]."""
         batch, length, dim = text.shape
         normal = nn.initializers.normal(1.0)
         positions = self.param("positions", normal, (self.max_positions, dim))
@@ -104,7 +106,7 @@ class AttentionPool(nn.Module):
 
 
 class TextConditioning(nn.Module):
-    """Vector [b, width] and tokens [b, m, token_dim] of text embeddings.
+    """Vector and tokens of text embeddings.
 
     Text is cut or zero-padded to `max_length`. With a mask, padded positions become a learned null
     row; without one they stay zero, which is another function of the same text, so pass a mask.
@@ -123,6 +125,7 @@ class TextConditioning(nn.Module):
 
     @nn.compact
     def __call__(self, text: Array, mask: Array | None, keep: Array | None) -> tuple[Array, Array]:
+        """Text [b, l, e], mask [b, l], keep [b] to vector [b, width], tokens [b, m, token_dim]."""
         normal = nn.initializers.normal(1.0)
         null_tokens = self.param("null_tokens", normal, (self.max_length, self.token_dim))
         null_vector = self.param("null_vector", normal, (self.width,))
@@ -153,16 +156,12 @@ class TextConditioning(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Everything the U-Net is told, as a vector [b, width] and normalised tokens [b, m, d].
-
-    Attributes are those of `UNet`; `width` is the width of the vector.
-    """
+    """Everything the U-Net is told besides the image; `width` is that of the vector."""
 
     width: int
     token_dim: int
     num_time_tokens: int
     sinusoid_dim: int
-    lowres_cond: bool
     max_text_len: int
     attn_pool_text: bool
     attn_pool_num_latents: int
@@ -180,9 +179,13 @@ class Conditioning(nn.Module):
         text_mask: Array | None,
         keep_text: Array | None,
     ) -> tuple[Array, Array]:
+        """Log SNRs [b], text [b, l, e], mask [b, l], keep_text [b], all but the first optional.
+
+        Returns the vector [b, width] and the normalised tokens [b, m, token_dim].
+        """
         sizes = (self.width, self.num_time_tokens, self.token_dim, self.sinusoid_dim, self.dtype)
         vector, tokens = NoiseLevelEmbedding(*sizes, name="noise_level")(log_snr)
-        if self.lowres_cond:
+        if low_res_log_snr is not None:
             low = NoiseLevelEmbedding(*sizes, name="low_res_noise_level")(low_res_log_snr)
             vector = vector + low[0]
             tokens = jnp.concatenate([tokens, low[1]], axis=1)
