@@ -189,10 +189,10 @@ def test_config_errors_name_the_field(folder, section, field, value, message):
 
 def test_unreadable_configs(folder):
     edit_config(folder, lambda values: values.update(format_version=2))
-    with pytest.raises(ModelFolderError, match="config.json is not of format_version 1"):
+    with pytest.raises(ModelFolderError, match=r"config.json is not of format_version 1"):
         load_model(folder)
     (folder / "config.json").write_text('{"name": ')
-    with pytest.raises(ModelFolderError, match="config.json is damaged"):
+    with pytest.raises(ModelFolderError, match=r"config.json is damaged"):
         load_model(folder)
 
 
