@@ -136,9 +136,8 @@ def _random_directions(key, latents, count, token_mask):
     """`count` directions of valid latents, drawn with replacement."""
     latents = l2_normalize(lax.stop_gradient(latents))
     flat = latents.reshape(-1, latents.shape[-1])
-    mask = _valid(latents[..., 0], token_mask)
-    logits = jnp.where(mask, 0.0, -jnp.inf)
-    return flat[jax.random.categorical(key, logits, shape=(count,))]
+    rank = jnp.cumsum(_valid(latents[..., 0], token_mask))  # of each valid latent, from 1
+    return flat[jnp.searchsorted(rank, jax.random.randint(key, (count,), 0, rank[-1]) + 1)]
 
 
 def codebook_from_latents(

@@ -131,11 +131,13 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., dim]."""
         inner = 8 * self.dim // 3
+        shape = x.shape
+        x = x.reshape(-1, self.dim)  # XLA's CPU gradients of 2-D products are twice as fast
         x = layer_norm("norm", self.dtype)(x)
         value = nn.Dense(inner, use_bias=False, dtype=self.dtype, name="value")(x)
         gate = nn.Dense(inner, use_bias=False, dtype=self.dtype, name="gate")(x)
         x = value * nn.gelu(gate, approximate=False)
-        return nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="out")(x)
+        return nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="out")(x).reshape(shape)
 
 
 class TransformerLayer(nn.Module):
