@@ -59,7 +59,8 @@ class TokenCritic(nn.Module):
 class SelfCritic(nn.Module):
     """A linear score on the hidden states of `maskgit`, whose parameters it shares.
 
-    Its parameters are {"maskgit": those of the MaskGit, "to_score": ..}.
+    Its parameters are {"maskgit": those of the MaskGit, "to_score": ..}; the logits layer of the
+    MaskGit may be among them but is not used.
     """
 
     maskgit: MaskGit

@@ -120,11 +120,9 @@ def step_noise(keys: jax.Array, step: jax.Array | int, plan: DecodingPlan) -> St
     """
 
     def of_sample(key: jax.Array) -> StepNoise:
-        token_key, critic_key = jax.random.split(jax.random.fold_in(key, step))
-        return StepNoise(
-            jax.random.uniform(token_key, (*plan.grid, plan.mask_id)),
-            jax.random.uniform(critic_key, plan.grid),
-        )
+        shape = (*plan.grid, plan.mask_id + 1)  # one draw for both: random bits compile slowly
+        draws = jax.random.uniform(jax.random.fold_in(key, step), shape)
+        return StepNoise(draws[..., :-1], draws[..., -1])
 
     return jax.vmap(of_sample)(keys)
 

@@ -1,23 +1,20 @@
 """Masking against recorded reference subsets, closed forms and counting arguments."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from golden_case import GoldenCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gct_jax.corruption import masking
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(GOLDEN / "maskgit_train.npz")
+    return GoldenCase("maskgit_train").arrays
 
 
 def test_ratio_and_masked_input_match_golden(golden):
