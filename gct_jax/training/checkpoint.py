@@ -6,7 +6,6 @@ reads `ema` and `extra`) and a newer optimizer does not invalidate the weights.
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp

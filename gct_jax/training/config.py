@@ -32,7 +32,7 @@ class OptimizerConfig:
 class LoopConfig:
     """Length and rhythm of a run. Intervals count steps; 0 switches one off.
 
-    `mesh` is the number of devices along ("data", "fsdp", "tensor"); one entry may be -1 (the rest).
+    `mesh` counts the devices along ("data", "fsdp", "tensor"); one entry may be -1 (the rest).
     """
 
     steps: int = 1000
@@ -51,22 +51,21 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the phantom's batches come from.
+    """Phantom cases 0 ... `cases` - 1; the last `held_out` of them serve evaluation only.
 
-    `cases` prepared cases in `folder` (see `launch.prepare`), of which the last `held_out` serve
-    evaluation only. `folder` "" renders fresh cases for every batch (CT-ViT only).
+    `prepare` renders them once into `folder` ("": `data` in the run's folder; several stages may
+    share one); without it CT-ViT's volumes are rendered for every batch. Super-resolution keeps
+    `slices_per_case` random slices of each case.
     """
 
-    source: str = "phantom"
-    folder: str = ""
     cases: int = 4000
     held_out: int = 16
-    wordings: int = 4
+    prepare: bool = True
+    folder: str = ""
     slices_per_case: int = 8
 
     def __post_init__(self):
-        require_choice("data.source", self.source, ("phantom",))
-        require_positive(self, "cases", "held_out", "wordings", "slices_per_case")
+        require_positive(self, "cases", "held_out", "slices_per_case")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +103,13 @@ class CTViTTraining:
 class MaskGitTraining:
     """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
+    `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training, Q18).
     """
 
     steps: int = 0
     text_drop: float = 0.1
     train_text_encoder: bool = False
+    gradient_shrink: float = 1.0
     critic: str = "none"
     critic_weight: float = 1.0
 

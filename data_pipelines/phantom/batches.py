@@ -1,0 +1,101 @@
+"""Endless batches of phantom cases for the three training stages.
+
+Batch s of a run is a function of (seed, s) alone, so a resumed run continues its data by knowing
+its step. Over n cases, sample position p = s * batch + row is entry p mod n of the permutation of
+epoch p div n: every case comes once per epoch.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from data_pipelines.phantom.case import sample_description
+from data_pipelines.phantom.report import write_report
+
+Arrays = Callable[[int], np.ndarray]  # case number -> array
+Batch = dict[str, np.ndarray]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batch_cases(
+    seed: int, step: int, batch_size: int, cases: int, process: tuple[int, int] = (0, 1)
+) -> list[int]:
+    """Case numbers in [0, cases) of this process's share of batch `step`.
+
+    `process` is (index, count); the global batch does not depend on it.
+    """
+    index, count = process
+    local = batch_size // count
+    first = step * batch_size + index * local
+    return [
+        int(_permutation(seed, position // cases, cases)[position % cases])
+        for position in range(first, first + local)
+    ]
+
+
+def unit_intensity(volume_hu: np.ndarray) -> np.ndarray:
+    """HU as the models see it: float32 HU / 1000 in [-1, 1], with a channel axis."""
+    return np.clip(np.asarray(volume_hu, np.float32) / 1000, -1, 1)[..., None]
+
+
+def stream(
+    make_batch: Callable[[int, list[int]], Batch],
+    start: int,
+    seed: int,
+    batch_size: int,
+    cases: int,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """make_batch(step, case numbers) for step = start, start + 1, ..."""
+    step = start
+    while True:
+        yield make_batch(step, batch_cases(seed, step, batch_size, cases, process))
+        step += 1
+
+
+def volume_batch(volumes: Arrays, cases: list[int]) -> Batch:
+    """{'volume': float32 [b, d, h, w, 1]} from a function case -> HU [d, h, w]."""
+    return {"volume": np.stack([unit_intensity(volumes(case)) for case in cases])}
+
+
+def token_batch(
+    tokens: Arrays,
+    encode_text: Callable[[list[str]], np.ndarray],
+    seed: int,
+    step: int,
+    cases: list[int],
+) -> Batch:
+    """{'token_ids': int32 [b, t, h, w], 'text_ids': int32 [b, l]}; a new wording each time."""
+    return {
+        "token_ids": np.stack([tokens(case) for case in cases]).astype(np.int32),
+        "text_ids": encode_text([report(case, seed, step) for case in cases]),
+    }
+
+
+def slice_batch(
+    low: Arrays,
+    high: Arrays,
+    encode_text: Callable[[list[str]], np.ndarray],
+    seed: int,
+    step: int,
+    cases: list[int],
+) -> Batch:
+    """One random prepared slice of each case: {'low_res' [b, h, w, 1], 'high_res' [b, H, W, 1]
+    float32 in [-1, 1], 'text_ids' int32 [b, l]}."""
+    rng = np.random.default_rng([seed, step])
+    picked = [(case, rng.integers(len(low(case)))) for case in cases]
+    return {
+        "low_res": np.stack([unit_intensity(low(case)[i]) for case, i in picked]),
+        "high_res": np.stack([unit_intensity(high(case)[i]) for case, i in picked]),
+        "text_ids": encode_text([report(case, seed, step) for case in cases]),
+    }
+
+
+def report(case: int, seed: int, step: int) -> str:
+    """A report of case number `case` in a wording drawn for this step."""
+    return write_report(sample_description(case), np.random.default_rng([case, seed, step]))

@@ -1,0 +1,85 @@
+"""A folder of prepared cases, so that training does not share its processor with the renderer.
+
+    volumes_00003.npy          int16 HU [256, d, h, w]      cases 768 ... 1023
+    tokens-<tag>_00003.npy     int16    [256, t, h, w]      the same cases, encoded by CT-ViT <tag>
+    low-<tag>_00003.npy        int16 HU [256, k, h, w]      k slices as CT-ViT <tag> rebuilds them
+    high-<tag>_00003.npy       int16 HU [256, k, H, W]      the same slices at full resolution
+
+Case number i is `sample_case(i)`. A shard is written under a temporary name and renamed, and one
+that exists is not made again, so preparation resumes where it stopped.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.phantom.case import sample_case
+from data_pipelines.phantom.grid import Grid
+from data_pipelines.phantom.render import render
+
+SHARD = 256
+
+
+class Shards:
+    """Read access to case i of the arrays `name` in `folder`; nothing is held in memory."""
+
+    def __init__(self, folder: Path, name: str):
+        self._folder, self._name = folder, name
+        self._open: dict[int, np.ndarray] = {}
+
+    def __call__(self, case: int) -> np.ndarray:
+        """The array of one case."""
+        number, row = divmod(case, SHARD)
+        if number not in self._open:
+            self._open[number] = np.load(shard_path(self._folder, self._name, number), "r")
+        return self._open[number][row]
+
+
+def shard_path(folder: Path, name: str, number: int) -> Path:
+    """File of shard `number` of the arrays `name`."""
+    return folder / f"{name}_{number:05d}.npy"
+
+
+def prepare(
+    folder: Path,
+    names: tuple[str, ...],
+    cases: int,
+    make: Callable[[int], tuple[Any, ...]],
+) -> None:
+    """Write the shards that are missing; make(case) returns one array per name, which JAX may
+    still be computing while the next case is sampled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [
+        number
+        for number in range(-(-cases // SHARD))
+        if not all(shard_path(folder, name, number).exists() for name in names)
+    ]
+    work = [
+        (number, row) for number in missing for row in range(min(SHARD, cases - number * SHARD))
+    ]
+    rows: list[tuple[Any, ...]] = []
+    for number, _ in tqdm(
+        work, desc=f"preparing {', '.join(names)}", unit="case", disable=not work
+    ):
+        rows.append(make(number * SHARD + len(rows)))
+        if len(rows) == min(SHARD, cases - number * SHARD):
+            for name, arrays in zip(names, zip(*rows, strict=True), strict=True):
+                path = shard_path(folder, name, number)
+                with path.with_suffix(".tmp").open("wb") as file:
+                    np.save(file, np.stack([np.asarray(array) for array in arrays]))
+                path.with_suffix(".tmp").rename(path)
+            rows = []
+
+
+def renderer(grid: Grid) -> Callable[[int], jax.Array]:
+    """Function case number -> int16 HU [d, h, w]."""
+
+    def volume(case: int) -> jax.Array:
+        return jnp.round(render(sample_case(case).anatomy, grid)).astype(jnp.int16)
+
+    return volume

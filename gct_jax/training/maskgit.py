@@ -1,0 +1,175 @@
+"""Stage two: MaskGIT learns to fill in hidden tokens of a volume from its report.
+
+For token ids x of a volume and its text c, with a masking ratio r(p), p ~ U[0, 1):
+
+    M ~ uniform subset of round(r n) tokens                                     (masking (1), (2))
+    L = -mean over M of log p(x_i | x outside M, c or nothing)                                 (1)
+
+"Nothing" for a share `text_drop` of the samples: cross attention then sees its null keys only,
+which is the branch that guidance needs. With a critic, tokens sampled from p replace the hidden
+ones and the critic learns to tell them from true ones:
+
+    L <- L + w BCE(critic(x outside M, y inside M), [shown token is wrong])                    (2)
+
+The text encoder is trained with the rest (`train_text_encoder`) or frozen.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gct_jax.config import module_fields
+from gct_jax.corruption import masking
+from gct_jax.errors import ConfigError
+from gct_jax.models.critics import SelfCritic, TokenCritic
+from gct_jax.models.maskgit import MaskGit
+from gct_jax.models.t5 import T5Encoder
+from gct_jax.training.config import TrainConfig
+from gct_jax.training.optimizer import (
+    apply_gradients,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
+from gct_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def text_encoder(config: TrainConfig) -> T5Encoder:
+    """The T5 encoder of the run's model."""
+    return T5Encoder(**module_fields(config.model.t5))
+
+
+def models(config: TrainConfig) -> tuple[MaskGit, TokenCritic | SelfCritic | None]:
+    """MaskGIT and the critic that the run trains with it."""
+    fields = module_fields(config.model.maskgit)
+    maskgit = MaskGit(**fields, gradient_shrink=config.maskgit.gradient_shrink)
+    if config.maskgit.critic == "token":
+        return maskgit, TokenCritic(**fields)
+    return maskgit, SelfCritic(maskgit) if config.maskgit.critic == "self" else None
+
+
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+    """Fresh state; "t5" and "maskgit" come from `pretrained` where it has them.
+
+    Raises:
+      ConfigError: the model's parts do not fit together.
+    """
+    model = config.model
+    if model.maskgit is None or model.t5 is None:
+        raise ConfigError("stage maskgit needs model.maskgit and model.t5")
+    if model.ctvit is not None and model.ctvit.codebook_size != model.maskgit.num_tokens:
+        raise ConfigError(
+            f"model.maskgit.num_tokens = {model.maskgit.num_tokens} must equal "
+            f"model.ctvit.codebook_size = {model.ctvit.codebook_size}"
+        )
+    if model.maskgit.context_dim != model.t5.dim:
+        raise ConfigError(
+            f"model.maskgit.context_dim = {model.maskgit.context_dim} must equal "
+            f"model.t5.dim = {model.t5.dim}"
+        )
+    maskgit, critic = models(config)
+    maskgit_key, t5_key, critic_key = jax.random.split(key, 3)
+    ids = jnp.zeros((1, 1, 2, 2), jnp.int32)
+    context = jnp.zeros((1, 1, model.t5.dim))
+
+    def start(name: str, init_key: jax.Array, module: Any, *inputs: jax.Array) -> Any:
+        given = pretrained.get(name)
+        return module.init(init_key, *inputs)["params"] if given is None else given["params"]
+
+    params = {"maskgit": start("maskgit", maskgit_key, maskgit, ids, context)}
+    t5 = start("t5", t5_key, text_encoder(config), jnp.ones((1, 1), jnp.int32))
+    extra = {} if config.maskgit.train_text_encoder else {"t5": t5}
+    if config.maskgit.train_text_encoder:
+        params["t5"] = t5
+    if critic is not None:
+        critic_params = critic.init(critic_key, ids, context)["params"]
+        params["critic"] = {k: v for k, v in critic_params.items() if k != "maskgit"}
+    return TrainState(
+        step=jnp.int32(0),
+        key=key,
+        params=params,
+        ema=params,
+        opt_state={"all": make_optimizer(config.optimizer, config.loop.steps).init(params)},
+        extra=extra,
+    )
+
+
+def loss_fn(
+    params: Any,
+    extra: Any,
+    config: TrainConfig,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    text_drop: float,
+) -> tuple[jax.Array, Metrics]:
+    """Equations (1) and (2).
+
+    Args:
+      batch: {'token_ids' int32 [b, t, h, w], 'text_ids' int32 [b, l] padded with 0}.
+    """
+    ids, text_ids = batch["token_ids"], batch["text_ids"]
+    maskgit, critic = models(config)
+    ratio_key, subset_key, drop_key, sample_key = jax.random.split(key, 4)
+
+    t5_params = params["t5"] if "t5" in params else extra["t5"]
+    text = text_encoder(config).apply({"params": t5_params}, text_ids)  # [b, l, e]
+    keep = jax.random.uniform(drop_key, (ids.shape[0], 1)) >= text_drop
+    text_mask = (text_ids > 0) & keep  # [b, l]
+
+    ratio = masking.sample_mask_ratio(ratio_key, ids.shape[0], config.maskgit.steps or None)
+    valid = jnp.ones(ids.shape, bool)
+    hidden = masking.random_subset(jax.random.uniform(subset_key, ids.shape), ratio, valid)
+    shown = jnp.where(hidden, maskgit.num_tokens, ids)
+    logits = maskgit.apply({"params": params["maskgit"]}, shown, text, text_mask)
+    loss = masking.masked_cross_entropy(logits, ids, hidden)
+    right = jnp.sum((jnp.argmax(logits, -1) == ids) & hidden) / hidden.sum()
+    metrics = {"cross_entropy": loss, "accuracy": right, "hidden_share": hidden.mean()}
+
+    if critic is not None:
+        drawn = masking.gumbel_argmax(
+            jax.lax.stop_gradient(logits), jax.random.uniform(sample_key, logits.shape), 1.0
+        )
+        shown = jnp.where(hidden, drawn, ids)
+        variables = {**params["critic"]}
+        if config.maskgit.critic == "self":
+            variables["maskgit"] = params["maskgit"]
+        scores = critic.apply({"params": variables}, shown, text, text_mask)
+        critic_loss = masking.critic_loss(scores, masking.critic_labels(shown, ids), valid)
+        metrics["critic"] = critic_loss
+        loss += config.maskgit.critic_weight * critic_loss
+    return loss, {"loss": loss, **metrics}
+
+
+def train_step(
+    config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """One update of everything trained."""
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, state.extra, config, batch, key, config.maskgit.text_drop
+    )
+    params, opt_state, norms = apply_gradients(
+        make_optimizer(config.optimizer, config.loop.steps),
+        grads,
+        state.opt_state["all"],
+        state.params,
+    )
+    ema = update_average(state.ema, params, state.step, config.optimizer.ema_decay)
+    rate = learning_rate(config.optimizer, config.loop.steps, state.step)
+    state = state.replace(params=params, ema=ema, opt_state={"all": opt_state})
+    return state, {**metrics, **norms, "learning_rate": rate}
+
+
+def eval_step(
+    config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> Metrics:
+    """Losses of the averaged weights, every text kept."""
+    return loss_fn(state.ema, state.extra, config, batch, key, text_drop=0.0)[1]
+
+
+def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """Averaged weights as parts of a model folder."""
+    networks = {**state.extra, **state.ema}
+    return {name: {"params": networks[name]} for name in ("maskgit", "t5")}

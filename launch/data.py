@@ -1,0 +1,148 @@
+"""Phantom batches for each stage, prepared once and then read from disk."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from data_pipelines.phantom import batches, pool
+from data_pipelines.phantom.grid import Grid
+from gct_jax.config import ModelConfig, module_fields
+from gct_jax.errors import ConfigError
+from gct_jax.models.ctvit import CTViT
+from gct_jax.text import Tokenizer, train_vocabulary
+from gct_jax.training.config import TrainConfig
+from gct_jax.training.stages import Parts
+
+VOCABULARY_REPORTS = 10000
+
+
+class PhantomData(NamedTuple):
+    """What the loop needs: `batches(start_step)` and the batches held out for evaluation."""
+
+    batches: Callable[[int], Iterator[batches.Batch]]
+    held_out: list[batches.Batch]
+
+
+def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomData:
+    """Prepare what is missing in `data.folder` (default: `workdir/data`) and open it."""
+    data, loop = config.data, config.loop
+    if data.held_out >= data.cases:
+        raise ConfigError(f"data.held_out = {data.held_out} leaves none of {data.cases} cases")
+    if loop.batch_size % jax.process_count():
+        raise ConfigError(
+            f"loop.batch_size = {loop.batch_size} is not a multiple of "
+            f"{jax.process_count()} processes"
+        )
+    folder = Path(data.folder) if data.folder else workdir / "data"
+    make_batch = MAKERS[config.stage](config, folder, workdir, parts)
+    training_cases = data.cases - data.held_out
+
+    def stream(start: int) -> Iterator[batches.Batch]:
+        process = (jax.process_index(), jax.process_count())
+        return batches.stream(
+            make_batch, start, loop.seed, loop.batch_size, training_cases, process
+        )
+
+    local = loop.batch_size // jax.process_count()
+    groups = range(training_cases, data.cases - local + 1, local)
+    held_out = [make_batch(0, list(range(first, first + local))) for first in groups]
+    return PhantomData(stream, held_out)
+
+
+def _low_grid(model: ModelConfig) -> Grid:
+    volume = model.volume
+    size, spacing = volume.image_size, (volume.slice_spacing_mm, volume.pixel_spacing_mm)
+    return Grid(volume.slices, size, size, *spacing)
+
+
+def _high_grid(model: ModelConfig) -> Grid:
+    low = _low_grid(model)
+    size = model.diffusion.image_size
+    return Grid(
+        low.depth, size, size, low.slice_spacing_mm, low.pixel_spacing_mm * low.width / size
+    )
+
+
+def _volumes(config: TrainConfig, folder: Path) -> Callable[[int], np.ndarray]:
+    """The low-resolution volumes: prepared files, or rendered anew each time."""
+    grid = _low_grid(config.model)
+    if not config.data.prepare:
+        return pool.renderer(grid)
+    name = f"volumes-{grid.depth}x{grid.height}"
+    render = pool.renderer(grid)
+    pool.prepare(folder, (name,), config.data.cases, lambda case: (render(case),))
+    return pool.Shards(folder, name)
+
+
+def _ctvit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
+    volumes = _volumes(config, folder)
+    return lambda step, cases: batches.volume_batch(volumes, cases)
+
+
+def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
+    ctvit, variables, tag = _tokenizer_network(config, parts)
+    encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method=CTViT.encode)[0])
+    volumes = _volumes(config, folder)
+    name = f"tokens-{tag}"
+
+    def tokens(case: int) -> tuple[jax.Array]:
+        volume = batches.unit_intensity(volumes(case))[None]
+        return (encode(volume).astype(np.int16),)
+
+    pool.prepare(folder, (name,), config.data.cases, tokens)
+    encode_text = _text_encoding(config, workdir, parts)
+    return partial(batches.token_batch, pool.Shards(folder, name), encode_text, config.loop.seed)
+
+
+def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
+    ctvit, variables, tag = _tokenizer_network(config, parts)
+    if "t5" not in parts.variables:
+        raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
+    rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
+    low_render, high_render = (
+        pool.renderer(grid(config.model)) for grid in (_low_grid, _high_grid)
+    )
+    names = (f"low-{tag}", f"high-{tag}")
+
+    def slices(case: int) -> tuple[np.ndarray, jax.Array]:
+        kept = np.random.default_rng(case).permutation(config.model.volume.slices)
+        kept = kept[: config.data.slices_per_case]
+        low = np.asarray(rebuild(batches.unit_intensity(low_render(case))[None]))
+        low_hu = np.round(1000 * low.clip(-1, 1)).astype(np.int16)
+        return low_hu[kept], high_render(case)[kept]
+
+    pool.prepare(folder, names, config.data.cases, slices)
+    low, high = (pool.Shards(folder, name) for name in names)
+    encode_text = _text_encoding(config, workdir, parts)
+    return partial(batches.slice_batch, low, high, encode_text, config.loop.seed)
+
+
+MAKERS = {"ctvit": _ctvit_batches, "maskgit": _maskgit_batches, "superres": _superres_batches}
+
+
+def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[CTViT, dict, str]:
+    """CT-ViT, its variables, and a tag of its weights that names what was made with it."""
+    if "ctvit" not in parts.variables:
+        raise ConfigError(f"stage {config.stage} needs CT-ViT: --from the ctvit folder")
+    variables = parts.variables["ctvit"]
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return CTViT(**module_fields(config.model.ctvit)), variables, digest.hexdigest()[:8]
+
+
+def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable:
+    """Texts -> int32 ids, with the earlier stage's vocabulary or one made of phantom reports."""
+    path = workdir / "tokenizer.model"
+    if not path.exists():
+        if parts.tokenizer is not None:
+            path.write_bytes(parts.tokenizer)
+        else:
+            reports = (batches.report(case, 0, 0) for case in range(VOCABULARY_REPORTS))
+            train_vocabulary(reports, path, config.model.t5.vocab_size)
+    return partial(Tokenizer.load(path).encode_batch, max_length=config.model.t5.max_length)

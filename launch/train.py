@@ -1,0 +1,100 @@
+"""Train one stage.
+
+    python -m launch.train --config configs/demo.py:ctvit --workdir out/ctvit
+    python -m launch.train --config configs/demo.py:maskgit --workdir out/maskgit --from out/ctvit
+    python -m launch.train --config configs/demo.py:superres --workdir out/superres \\
+        --from out/ctvit out/maskgit loop.steps=2000 optimizer.learning_rate=1e-4
+
+`--from` takes training folders and model folders. Running the same command again resumes.
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from gct_jax.errors import ConfigError, GctError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line for input that cannot be used."""
+    parser = argparse.ArgumentParser(prog="launch.train", description="Train one stage.")
+    parser.add_argument("--config", required=True, metavar="FILE:NAME")
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="training or model folders of the earlier stages",
+    )
+    parser.add_argument(
+        "--multi-host",
+        action="store_true",
+        help="one process per host; find the others through the cluster",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="field=value")
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except GctError as error:
+        print(f"launch.train: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load_config(spec: str, overrides: list[str]):
+    """TrainConfig from "FILE:NAME" (function NAME of a Python file) with fields overridden.
+
+    Raises:
+      ConfigError: no such file or function, or a bad override.
+    """
+    from gct_jax.config import override
+
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--config {spec}: no file {file!r}; the form is configs/demo.py:ctvit")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if name.startswith("_") or not callable(getattr(module, name, None)):
+        raise ConfigError(f"--config {spec}: {file} has no configuration {name!r}")
+    return override(getattr(module, name)(), overrides)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, prepare the data, train."""
+    config = load_config(options.config, options.overrides)
+
+    import dataclasses
+
+    import jax
+
+    from gct_jax.training.loop import train
+    from gct_jax.training.stages import join_parts, make_stage, write_config
+    from launch.data import phantom_data
+    from launch.samples import sample_function
+
+    if options.multi_host:
+        jax.distributed.initialize()
+    parts = join_parts(config.model, options.sources)
+    config = dataclasses.replace(config, model=parts.config)
+    write_config(options.workdir, config)
+    data = phantom_data(config, options.workdir, parts)
+    train(
+        make_stage(config),
+        config.loop,
+        options.workdir,
+        data.batches,
+        pretrained=parts.variables,
+        held_out=data.held_out,
+        sample_images=sample_function(config, parts, data),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
