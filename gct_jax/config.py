@@ -45,8 +45,8 @@ class VolumeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CTViTConfig:
-    """CT-ViT: see `gct_jax.models.ctvit.CTViT`. The two `temporal_*` options are named quirks:
-    published weights need "bidirectional" and "interleaved" (reference Q3, Q1)."""
+    """CT-ViT: see `gct_jax.models.ctvit.CTViT`. The last three options are named quirks:
+    published weights need "bidirectional", "interleaved" and "both" (reference Q3, Q1, 3.1)."""
 
     channels: int = 1
     dim: int = 512
@@ -59,9 +59,11 @@ class CTViTConfig:
     dim_head: int = 32
     temporal_attention: str = "causal"
     temporal_peg: str = "grid"
+    patch_norm: str = "output"
 
     def __post_init__(self):
         require_choice("temporal_attention", self.temporal_attention, ("causal", "bidirectional"))
+        require_choice("patch_norm", self.patch_norm, ("output", "both"))
         require_choice("temporal_peg", self.temporal_peg, ("grid", "interleaved"))
         require_positive(self, "channels", "dim", "codebook_size", "patch_size",
                          "temporal_patch_size", "spatial_depth", "temporal_depth", "heads",
@@ -69,8 +71,9 @@ class CTViTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenCriticConfig:
-    """Token critic: see `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text."""
+class MaskGitConfig:
+    """MaskGIT and its critics: see `gct_jax.models.maskgit.MaskGit` and
+    `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text conditioning."""
 
     num_tokens: int = 8192
     max_sequence_length: int = 10000
@@ -84,14 +87,6 @@ class TokenCriticConfig:
         optional = {"context_dim"} if self.context_dim is None else set()
         names = {field.name for field in dataclasses.fields(self)}
         require_positive(self, *sorted(names - optional))
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskGitConfig(TokenCriticConfig):
-    """MaskGIT: see `gct_jax.models.maskgit.MaskGit`; it has the sizes of a critic. A
-    `gradient_shrink` of 0.1 trains the embeddings as slowly as the published model's."""
-
-    gradient_shrink: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

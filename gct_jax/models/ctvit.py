@@ -8,7 +8,7 @@ so that d = 1 + (t - 1) * temporal_patch_size slices give t token frames:
 
 With causal temporal attention and the grid layout of the position convolution (the defaults), a
 token depends on its own and earlier slices only, in both directions; published weights need
-"bidirectional" and "interleaved".
+"bidirectional" and "interleaved", and a norm of the raw patches (`patch_norm` "both").
 """
 
 from typing import NamedTuple
@@ -83,16 +83,24 @@ def slice_to_token_mask(
 
 
 class PatchEmbedding(nn.Module):
-    """Layer norm, linear, layer norm on flattened patches."""
+    """Linear, layer norm on flattened patches; with `normalize_input` a layer norm before both.
+
+    That first norm erases the mean and the contrast of each patch, so that even tissue of any
+    density looks alike.
+    """
 
     dim: int
+    normalize_input: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
         """[..., patch values] -> [..., dim]."""
-        x = layer_norm("norm_in", self.dtype)(patches)
-        x = nn.Dense(self.dim, dtype=self.dtype, name="linear")(x)
+        if self.normalize_input:
+            patches = layer_norm("norm_in", self.dtype)(patches)
+        # A bias from the start: the norm below would otherwise hide how bright an even patch is.
+        bias_init = nn.initializers.normal(0.5)
+        x = nn.Dense(self.dim, dtype=self.dtype, bias_init=bias_init, name="linear")(patches)
         return layer_norm("norm_out", self.dtype)(x)
 
 
@@ -108,6 +116,8 @@ class CTViT(nn.Module):
       spatial_depth, temporal_depth: layers of each spatial and each temporal transformer.
       temporal_attention: "causal", or "bidirectional" for published weights.
       temporal_peg: "grid", or "interleaved" for published weights (see `PositionConvolution`).
+      patch_norm: "output" normalises embedded patches only, so that their density in HU reaches
+        the network; "both" normalises raw patches too, for published weights.
       dtype: computation type; parameters, norms, softmax and codebook are float32.
 
     Volumes are [batch, depth, height, width, channels], HU / 1000 in [-1, 1]. Any depth that
@@ -125,6 +135,7 @@ class CTViT(nn.Module):
     dim_head: int = 32
     temporal_attention: str = "causal"
     temporal_peg: str = "grid"
+    patch_norm: str = "output"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -153,9 +164,12 @@ class CTViT(nn.Module):
                 dtype=self.dtype,
             )
 
+        if self.patch_norm not in ("output", "both"):
+            raise ValueError(f"patch_norm {self.patch_norm!r} is unknown")
+        both_norms = self.patch_norm == "both"
         slice_values = self.channels * self.patch_size**2
-        self.first_patch_embedding = PatchEmbedding(self.dim, self.dtype)
-        self.patch_embedding = PatchEmbedding(self.dim, self.dtype)
+        self.first_patch_embedding = PatchEmbedding(self.dim, both_norms, self.dtype)
+        self.patch_embedding = PatchEmbedding(self.dim, both_norms, self.dtype)
         self.spatial_bias = ContinuousPositionBias(self.dim, self.heads, grid_dims=2)
         self.encoder_spatial = spatial()
         self.encoder_temporal = temporal()

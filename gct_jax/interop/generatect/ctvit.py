@@ -85,6 +85,7 @@ def _config(state: State) -> CTViTConfig:
         dim_head=len(tensor(state, f"{spatial}0.1.q_scale")),
         temporal_attention="bidirectional",
         temporal_peg="interleaved",
+        patch_norm="both",
     )
 
 
