@@ -6,7 +6,7 @@ import pytest
 from golden_case import FOLDER, GoldenCase
 from safetensors.numpy import load_file
 
-from gct_jax.config import MaskGitConfig, TokenCriticConfig, module_fields
+from gct_jax.config import MaskGitConfig, module_fields
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect import maskgit as interop
 from gct_jax.models.critics import SelfCritic, TokenCritic
@@ -39,18 +39,18 @@ def init_shapes(module, context_dim=24):
 
 def test_maskgit_sizes_and_tree():
     config, variables = interop.maskgit_from_reference(maskgit_state())
-    assert config == MaskGitConfig(**SIZES, gradient_shrink=0.1)
+    assert config == MaskGitConfig(**SIZES)
     assert shapes(variables) == init_shapes(MaskGit(**module_fields(config)))
 
 
 def test_critic_sizes_and_trees():
     state = load_file(FOLDER / "maskgit_train_critic.safetensors")
     config, variables = interop.token_critic_from_reference(state)
-    assert config == TokenCriticConfig(**SIZES | {"depth": 1})
+    assert config == MaskGitConfig(**SIZES | {"depth": 1})
     assert shapes(variables) == init_shapes(TokenCritic(**module_fields(config)))
     state = load_file(FOLDER / "critics_self.safetensors")
     config, variables = interop.self_critic_from_reference(state)
-    assert config == MaskGitConfig(**SIZES, gradient_shrink=0.1)
+    assert config == MaskGitConfig(**SIZES)
     del variables["params"]["maskgit"]["to_logits"]  # the critic does not call this layer
     assert shapes(variables) == init_shapes(SelfCritic(MaskGit(**module_fields(config))))
 

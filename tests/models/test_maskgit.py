@@ -28,7 +28,7 @@ def converted(case):
 
 @pytest.fixture(scope="module")
 def model(converted):
-    return MaskGit(**module_fields(converted[0]))
+    return MaskGit(**module_fields(converted[0]), gradient_shrink=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """Published MaskGIT and critic weights -> configuration and variables.
 
-Sizes follow from the tensor shapes. What they do not tell, the gradient shrink, is set to the
-reference's 0.1 in the configuration, so that training continues as it was.
+Sizes follow from the tensor shapes. The gradient shrink does not, and changes no output: to train
+published weights on as before, give `MaskGit` a `gradient_shrink` of 0.1.
 """
 
-from typing import Any
-
-from gct_jax.config import MaskGitConfig, TokenCriticConfig
+from gct_jax.config import MaskGitConfig
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.transformer import (
     Params,
@@ -18,8 +16,6 @@ from gct_jax.interop.generatect.transformer import (
     tensor,
     transformer,
 )
-
-REFERENCE_GRADIENT_SHRINK = 0.1
 
 
 def maskgit_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
@@ -34,7 +30,7 @@ def maskgit_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     require_known(
         state, ("token_emb.", "pos_emb.", "continuous_pos_bias.", "transformer.", "to_logits.")
     )
-    config = MaskGitConfig(**_sizes(state), gradient_shrink=REFERENCE_GRADIENT_SHRINK)
+    config = _config(state)
     logits = tensor(state, "to_logits.weight").shape[0]
     if logits != config.num_tokens:
         raise ModelFolderError(
@@ -49,7 +45,7 @@ def maskgit_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     return config, {"params": params}
 
 
-def token_critic_from_reference(state: State) -> tuple[TokenCriticConfig, Params]:
+def token_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     """Convert the state dict of a reference TokenCritic (names without the prefix `critic.`).
 
     Returns:
@@ -64,7 +60,7 @@ def token_critic_from_reference(state: State) -> tuple[TokenCriticConfig, Params
         "transformer": transformer(state, "transformer"),
         "to_score": dense(state, "to_logits.0"),
     }
-    return TokenCriticConfig(**_sizes(state)), {"params": params}
+    return _config(state), {"params": params}
 
 
 def self_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
@@ -88,19 +84,19 @@ def self_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     return config, {"params": params}
 
 
-def _sizes(state: State) -> dict[str, Any]:
+def _config(state: State) -> MaskGitConfig:
     rows, dim = tensor(state, "token_emb.weight").shape
     dim_head = tensor(state, "transformer.layers.0.1.q_scale").shape[0]
     cross = "transformer.layers.0.2.to_kv.weight"
-    return {
-        "num_tokens": rows - 1,
-        "max_sequence_length": tensor(state, "pos_emb.weight").shape[0],
-        "dim": dim,
-        "context_dim": tensor(state, cross).shape[1] if cross in state else None,
-        "depth": count_indices(state, "transformer.layers."),
-        "heads": tensor(state, "transformer.layers.0.1.to_q.weight").shape[0] // dim_head,
-        "dim_head": dim_head,
-    }
+    return MaskGitConfig(
+        num_tokens=rows - 1,
+        max_sequence_length=tensor(state, "pos_emb.weight").shape[0],
+        dim=dim,
+        context_dim=tensor(state, cross).shape[1] if cross in state else None,
+        depth=count_indices(state, "transformer.layers."),
+        heads=tensor(state, "transformer.layers.0.1.to_q.weight").shape[0] // dim_head,
+        dim_head=dim_head,
+    )
 
 
 def _embedding(state: State) -> Params:
