@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gct_jax.config import ModelConfig, from_dict, to_dict
 from gct_jax.errors import ConfigError, ModelFolderError
@@ -85,7 +85,7 @@ def load_model(folder: str | Path) -> Model:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelFolderError(f"model folder {folder} does not exist")
+        raise ModelFolderError(f"there is no model folder {folder}")
     config = _read_config(folder / "config.json")
     for part in PARTS:
         if has_part(config, part):
@@ -141,7 +141,8 @@ def save_model(
                 name: _stored(f"{part}: {name}", value, weight_dtype)
                 for name, value in flatten_dict(jax.device_get(dict(tree)), sep=".").items()
             }
-            save_file(flat, temporary / f"{part}.safetensors")
+            # not save_file, which makes files that only their owner can read
+            (temporary / f"{part}.safetensors").write_bytes(save(flat))
             _check_weights(temporary / f"{part}.safetensors", config, part)
         document = {"format_version": FORMAT_VERSION, **to_dict(config)}
         (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n")

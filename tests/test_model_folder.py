@@ -1,6 +1,7 @@
 """Saving and opening model folders, and every way in which one can be broken."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_model import random_variables, save_tiny_model, tiny_config
 
-from gct_jax.config import ModelConfig, override
+from gct_jax.config import CTViTConfig, ModelConfig, override
 from gct_jax.errors import ConfigError, ModelFolderError
 from gct_jax.model_folder import demo_folder, load_model, save_model
 from gct_jax.parts import PARTS, abstract_variables
@@ -38,10 +39,13 @@ def test_round_trip(intact):
     for part in PARTS:
         assert_trees_equal(model.variables(part), random_variables(tiny_config(), part))
     assert model.variables("t5") is model.variables("t5")
-    assert model.tokenizer.encode("Cardiomegaly", 24).ids[-1] == 1
+    assert model.tokenizer.encode("Cardiomegaly", 48).ids[-1] == 1
     names = {*(f"{part}.safetensors" for part in PARTS), "config.json", "tokenizer.model"}
     assert {path.name for path in intact.iterdir()} == names | {"LICENSE"}
     assert list(intact.parent.iterdir()) == [intact]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert all(path.stat().st_mode & 0o777 == 0o666 & ~umask for path in intact.iterdir())
 
 
 def test_tensor_names_are_paths(intact):
@@ -120,7 +124,7 @@ def test_save_needs_what_the_config_describes(tmp_path):
 
 
 def test_missing_folder_and_files_are_named(folder, tmp_path):
-    with pytest.raises(ModelFolderError, match=r"folder .*nowhere does not exist"):
+    with pytest.raises(ModelFolderError, match=r"no model folder .*nowhere"):
         load_model(tmp_path / "nowhere")
     for name, message in (
         ("t5.safetensors", "model lacks t5.safetensors"),
@@ -201,8 +205,9 @@ def test_published_sizes():
     unused_context_norms = {"ctvit": 16 * 512, "maskgit": 6 * 512}
     codebook = 8192 * 512 + 8192
     published = {"ctvit": 43_260_168 + codebook, "maskgit": 40_378_184, "superres": 22_190_440}
+    config = ModelConfig(ctvit=CTViTConfig(patch_norm="both"))
     for part, count in published.items():
-        leaves = jax.tree.leaves(abstract_variables(ModelConfig(), part))
+        leaves = jax.tree.leaves(abstract_variables(config, part))
         assert sum(leaf.size for leaf in leaves) == count - unused_context_norms.get(part, 0)
 
 

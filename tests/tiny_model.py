@@ -52,7 +52,7 @@ def tiny_config() -> ModelConfig:
             heads=2,
             dim_head=8,
         ),
-        t5=T5Config(vocab_size=64, dim=16, depth=1, heads=2, dim_head=8, mlp_dim=16, max_length=24),
+        t5=T5Config(vocab_size=64, dim=16, depth=1, heads=2, dim_head=8, mlp_dim=16, max_length=48),
         unet=UNetConfig(
             dim=8,
             dim_mults=(1, 2),
@@ -66,7 +66,7 @@ def tiny_config() -> ModelConfig:
             mid_cross_attn_heads=2,
             mid_cross_attn_dim_head=8,
             text_embed_dim=16,
-            max_text_len=24,
+            max_text_len=48,
             attn_pool_num_latents=4,
         ),
         diffusion=DiffusionConfig(image_size=32),
