@@ -68,13 +68,8 @@ def sample_patient(
     patient |= skeleton.sample_skeleton(patient, rng)
     patient |= vessels.sample_great_vessels(patient, rng, age)
     patient |= vessels.sample_lung_trees(patient, rng)
-    patient |= {
-        "coarse_waves": sample_waves(rng, 16, (70, 140)),
-        "patch_waves": sample_waves(rng, 20, (24, 50)),
-        "cell_waves": sample_waves(rng, 24, (14, 26)),
-        "fine_waves": sample_waves(rng, 24, (6, 12)),
-        "noise_seed": rng.integers(2**32, dtype=np.uint32),
-    }
+    patient["waves"] = sample_waves(rng)
+    patient["noise_seed"] = rng.integers(2**32, dtype=np.uint32)
     return {
         name: np.asarray(value, np.uint32 if name == "noise_seed" else np.float32)
         for name, value in patient.items()
@@ -88,7 +83,8 @@ def _scalars(patient, rng, *, fat: float, age: int, female: bool) -> None:
     patient["gland"] = np.clip(rng.normal(0.9 - age / 80, 0.4), -1, 1)
     patient["rotation"] = rng.normal(0, 0.035)
     patient["shift"] = rng.normal((0, 4, 0), (4, 4, 6))
-    patient["warp_waves"] = rng.normal(size=(2, 3, 4))
+    height = rng.normal(0, 1.6, (2, 3, 1))
+    patient["bend"] = np.concatenate([height, rng.uniform(0, 2 * np.pi, (2, 3, 3))], -1)
     contrast = rng.random() < 0.35
     boost = rng.uniform(110, 190)
     patient["blood_hu"] = 42 + boost * contrast + rng.normal(0, 3)
@@ -141,14 +137,15 @@ def _chambers(heart: np.ndarray) -> np.ndarray:
     ventricles = heart[0]
     rows = ventricles[6:].reshape(3, 3)
     scale = ventricles[3]
-    chambers = []
-    for offset, half in (
-        ((-0.05, 0.18, 0.2), (0.66, 0.3, 0.3)),
-        ((-0.02, -0.42, -0.18), (0.7, 0.18, 0.4)),
-    ):
-        centre = ventricles[:3] + scale * (np.array(offset) @ rows)
-        chambers.append(make_ellipsoid(centre, scale * np.array(half), rows))
-    return np.stack(chambers)
+    left, right = ((-0.02, -0.2, -0.1), (0.62, 0.28, 0.3)), ((-0.06, 0.4, 0.14), (0.66, 0.18, 0.4))
+    return np.stack(
+        [
+            make_ellipsoid(
+                ventricles[:3] + scale * (np.array(offset) @ rows), scale * np.array(half), rows
+            )
+            for offset, half in (left, right)
+        ]
+    )
 
 
 def _abdomen(rng: np.random.Generator) -> dict[str, np.ndarray]:

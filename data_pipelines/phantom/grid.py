@@ -24,15 +24,16 @@ class Grid:
         """Voxels as (depth, height, width)."""
         return self.depth, self.height, self.width
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance of voxel centres along depth, height, width."""
+        return self.slice_spacing_mm, self.pixel_spacing_mm, self.pixel_spacing_mm
+
     def axes_mm(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Voxel centres z (feet to head), y (front to back), x (right to left), float32, mm."""
         z, y, x = (
             ((np.arange(count) - (count - 1) / 2) * spacing).astype(np.float32)
-            for count, spacing in (
-                (self.depth, self.slice_spacing_mm),
-                (self.height, self.pixel_spacing_mm),
-                (self.width, self.pixel_spacing_mm),
-            )
+            for count, spacing in zip(self.shape, self.spacing_mm, strict=True)
         )
         return z, y, x
 

@@ -12,13 +12,13 @@ Along the body axis e is the slice thickness, in plane the pixel spacing; betwee
 e = sqrt((n_xy pixel)^2 + (n_z thickness)^2) for the unit normal n.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+
+from data_pipelines.phantom.grid import Grid
 
 SLICE_THICKNESS_MM = 5.0
 
@@ -35,6 +35,42 @@ class Points(NamedTuple):
         """Voxel extent along a unit normal of which only the z component matters."""
         squared = jnp.square(normal_z)
         return jnp.sqrt(self.pixel**2 * (1 - squared) + SLICE_THICKNESS_MM**2 * squared)
+
+
+class Window(NamedTuple):
+    """A box of voxels of fixed size that is moved over a grid."""
+
+    grid: Grid
+    size: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, grid: Grid, reach_mm: float) -> "Window":
+        """The smallest window that holds everything within `reach_mm` of its middle."""
+        spacing = grid.spacing_mm
+        sizes = (min(n, int(np.ceil(2 * reach_mm / s)) + 1) for n, s in zip(grid.shape, spacing))
+        return cls(grid, tuple(sizes))
+
+    def starts(self, middle: jax.Array) -> jax.Array:
+        """First voxels (z, y, x) of windows around points [n, 3] (x, y, z), inside the grid."""
+        spacing, shape = np.array(self.grid.spacing_mm), np.array(self.grid.shape)
+        index = middle[:, ::-1] / spacing + (shape - 1) / 2 - (np.array(self.size) - 1) / 2
+        return jnp.clip(jnp.round(index).astype(jnp.int32), 0, shape - np.array(self.size))
+
+    def axes_mm(self, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """z, y, x of the window's voxels, broadcastable against each other."""
+        z, y, x = (
+            axis[0] + (start[i] + jnp.arange(self.size[i])) * self.grid.spacing_mm[i]
+            for i, axis in enumerate(self.grid.axes_mm())
+        )
+        return z[:, None, None], y[:, None], x
+
+    def take(self, volume: jax.Array, start: jax.Array) -> jax.Array:
+        """The window of a volume [m, depth, height, width]."""
+        return jax.lax.dynamic_slice(volume, (0, *start), (volume.shape[0], *self.size))
+
+    def put(self, volume: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:
+        """The volume with the window replaced."""
+        return jax.lax.dynamic_update_slice(volume, values, (0, *start))
 
 
 def cover(distance: jax.Array, extent: jax.Array | float) -> jax.Array:
@@ -90,53 +126,42 @@ def make_ellipsoid(centre, half_axes, rows=None) -> np.ndarray:
     return np.concatenate([centre, half_axes, np.ravel(rows)]).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("tiles", "keep"))
-def cover_capsules(
-    points: Points, ends: jax.Array, radii: jax.Array, *, tiles: int, keep: int
-) -> jax.Array:
+def cover_capsules(grid: Grid, ends: jax.Array, radii: jax.Array, reach_mm: float) -> jax.Array:
     """Largest cover of any capsule, equation (2).
 
-    The image plane is cut into tiles x tiles; of each tile only the `keep` nearest capsules are
-    looked at, which makes hundreds of vessels cheap.
+    Each capsule is drawn in a window of fixed size around its middle, so hundreds of vessels cost
+    little more than one pass over the volume.
 
     Args:
-      points: the grid.
-      ends: [n, 6] both ends (x, y, z) in mm.
-      radii: [n, m] mm; a capsule may have several radii (lumen, wall), not positive is absent.
-      tiles: divides height and width.
-      keep: capsules per tile.
+      grid: the voxels.
+      ends: [n, 6] both ends (x, y, z), mm from the isocentre.
+      radii: [n, m] mm; a capsule may have several radii (lumen, wall); not positive is absent.
+      reach_mm: at least half of the longest capsule plus its radius and a voxel.
 
     Returns:
       [m, depth, height, width] cover in [0, 1].
     """
-    split = functools.partial(
-        rearrange, pattern="d (ty h) (tx w) -> d ty h tx w", ty=tiles, tx=tiles
-    )
-    x, y, z = (split(axis) for axis in (points.x, points.y, points.z))
-    centre = [axis.mean((2, 4)).reshape(-1, 1) for axis in (x, y, z)]
-    distance, _ = _axis_distance(*centre, *ends.T)  # [tiles in the volume, n]
-    largest = radii.max(1)
-    distance = jnp.where(largest > 0, distance - largest, jnp.inf)
-    nearest = jax.lax.top_k(-distance, min(keep, ends.shape[0]))[1]
-    table = jnp.concatenate([ends, radii], axis=1)[nearest]
-    table = rearrange(table, "(d ty tx) k c -> k c d ty 1 tx 1", d=x.shape[0], ty=tiles, tx=tiles)
+    window = Window.of(grid, reach_mm)
+    starts = window.starts((ends[:, :3] + ends[:, 3:]) / 2)
 
     def add(best, capsule):
-        axis, normal_z = _axis_distance(x, y, z, *capsule[:6])
-        extent = points.extent(normal_z)
-        radius = jnp.maximum(capsule[6:], 0.0)
+        end, radius, start = capsule
+        z, y, x = window.axes_mm(start)
+        axis, normal_z = _axis_distance(x, y, z, end)
+        extent = Points(x, y, z, grid.pixel_spacing_mm).extent(normal_z)
+        radius = jnp.maximum(radius, 0.0)[:, None, None, None]
         share = jnp.clip(0.5 + (radius - axis) / extent, 0.0, jnp.minimum(1.0, 2 * radius / extent))
-        return jnp.maximum(best, share), None
+        old = window.take(best, start)
+        return window.put(best, jnp.maximum(old, share), start), None
 
-    empty = jnp.zeros((radii.shape[1], *x.shape), jnp.float32)
-    best, _ = jax.lax.scan(add, empty, table)
-    return rearrange(best, "m d ty h tx w -> m d (ty h) (tx w)")
+    empty = jnp.zeros((radii.shape[1], *grid.shape), jnp.float32)
+    return jax.lax.scan(add, empty, (ends, radii, starts))[0]
 
 
-def _axis_distance(x, y, z, x0, y0, z0, x1, y1, z1):
+def _axis_distance(x, y, z, ends):
     """Distance to a line segment and the z component of the direction from it."""
-    ux, uy, uz = x1 - x0, y1 - y0, z1 - z0
-    dx, dy, dz = x - x0, y - y0, z - z0
+    ux, uy, uz = ends[3] - ends[0], ends[4] - ends[1], ends[5] - ends[2]
+    dx, dy, dz = x - ends[0], y - ends[1], z - ends[2]
     length2 = ux * ux + uy * uy + uz * uz + 1e-6
     t = jnp.clip((dx * ux + dy * uy + dz * uz) / length2, 0.0, 1.0)
     dx, dy, dz = dx - t * ux, dy - t * uy, dz - t * uz
