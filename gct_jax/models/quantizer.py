@@ -29,15 +29,19 @@ from gct_jax.models.transformer import l2_normalize
 Codebook = dict[str, Any]
 
 
-def nearest_codes(latents: jax.Array, embedding: jax.Array) -> jax.Array:
-    """Equation (1): [..., dim] latents and [codes, dim] rows -> [...] int32."""
-    similarity = jnp.einsum(
+def cosine_similarity(latents: jax.Array, embedding: jax.Array) -> jax.Array:
+    """[..., dim] latents and [codes, dim] rows -> [..., codes] float32."""
+    return jnp.einsum(
         "...d,kd->...k",
         l2_normalize(latents),
         l2_normalize(embedding),
         precision=lax.Precision.HIGHEST,  # ids must not depend on a device's fast matmul
     )
-    return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+
+
+def nearest_codes(latents: jax.Array, embedding: jax.Array) -> jax.Array:
+    """Equation (1): [..., dim] latents and [codes, dim] rows -> [...] int32."""
+    return jnp.argmax(cosine_similarity(latents, embedding), axis=-1).astype(jnp.int32)
 
 
 def straight_through(latents: jax.Array, codes: jax.Array) -> jax.Array:
