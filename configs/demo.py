@@ -105,7 +105,13 @@ def ctvit() -> TrainConfig:
             log_every=25,
         ),
         data=DataConfig(cases=6144, held_out=32),
-        ctvit=CTViTTraining(commitment_weight=0.02, window_weight=0.05),
+        # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
+        ctvit=CTViTTraining(
+            commitment_weight=0.02,
+            window_weight=0.05,
+            codebook_decay=0.9,
+            dead_code_threshold=0.03,
+        ),
     )
 
 

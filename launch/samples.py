@@ -33,7 +33,7 @@ def volume_rows(*volumes: np.ndarray) -> Images:
             views = []
             for volume in volumes:
                 hu = from_unit(np.asarray(volume[case, ..., 0], np.float32))
-                depth, height, width = hu.shape
+                depth, height = hu.shape[:2]
                 coronal = np.repeat(hu[::-1, height // 2], -(-height // depth), axis=0)[:height]
                 views += [hu[depth // 2], np.pad(coronal, ((0, height - len(coronal)), (0, 0)))]
             rows.append(np.concatenate(views, axis=1))

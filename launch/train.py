@@ -82,6 +82,8 @@ def run(options: argparse.Namespace) -> None:
     if options.multi_host:
         jax.distributed.initialize()
     parts = join_parts(config.model, options.sources)
+    if config.ctvit.vgg16:
+        parts.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
     config = dataclasses.replace(config, model=parts.config)
     write_config(options.workdir, config)
     data = phantom_data(config, options.workdir, parts)
@@ -94,6 +96,19 @@ def run(options: argparse.Namespace) -> None:
         held_out=data.held_out,
         sample_images=sample_function(config, parts, data),
     )
+
+
+def read_vgg16(path: Path) -> dict:
+    """Parameters of the perceptual network from torchvision's weights as .safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from gct_jax.models.perceptual import vgg16_from_torchvision
+
+    try:
+        return vgg16_from_torchvision(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot read ctvit.vgg16 = {path}: {error}") from None
 
 
 if __name__ == "__main__":

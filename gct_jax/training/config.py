@@ -73,6 +73,7 @@ class CTViTTraining:
     """Losses of the first stage (reference section 3.5), with the cadence that it meant.
 
     `commitment` "normalized" compares unit vectors (mends reference Q6), "reference" raw ones.
+    `vgg16` is a .safetensors file of torchvision's VGG-16, for the perceptual loss.
     `window_weight` adds a mean absolute error of the soft-tissue window, where contrast is small.
     From `discriminator_start_step` on, each `discriminator_every`-th step also updates the
     discriminator, each `penalty_every`-th of these with the gradient penalty.
@@ -85,6 +86,7 @@ class CTViTTraining:
     commitment_weight: float = 1.0
     window_weight: float = 0.0
     perceptual_weight: float = 0.0
+    vgg16: str = ""
     adversarial: bool = False
     discriminator_start_step: int = 0
     discriminator_every: int = 3

@@ -1,21 +1,34 @@
-"""Stage one: CT-ViT learns to rebuild volumes through its codebook.
+"""Stage one: CT-ViT learns to rebuild volumes through its codebook (reference section 3.5).
 
-    L = w_r |v - v'|^2 + w_c commitment + w_s |window(v) - window(v')|                         (1)
+With x a volume, y its reconstruction, and s one random slice of each sample:
 
-The codebook follows the encoder by moving averages, after the gradient step's forward pass; hardly
-used rows are replaced by tokens of the batch.
+    L = w_r |x - y|^2 + w_c commitment + w_s |window(x) - window(y)|
+        + w_p perceptual(x_s, y_s) + lambda generator(y_s)                                     (1)
+
+The last two terms are optional, as is the discriminator; window() keeps the soft-tissue range, in
+which organs differ by little. The codebook follows the encoder by moving averages; hardly used
+rows are replaced by tokens of the batch.
+
+Differences from the PyTorch trainer: one update of everything per batch, with the discriminator at
+every `discriminator_every`-th (there: three generator updates, then one of the discriminator on a
+further batch); the perceptual network is frozen, clipping sees the generator alone, the penalty
+keeps its cadence, only CT-ViT is averaged (Q9, Q12a, Q12b, Q12f).
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gct_jax.errors import ConfigError
 from gct_jax.models import quantizer
-from gct_jax.models.ctvit import CTViTOutput
+from gct_jax.models.ctvit import CTViT, CTViTOutput
+from gct_jax.models.discriminator import Discriminator
+from gct_jax.models.perceptual import VGG16Features
 from gct_jax.parts import build_part
 from gct_jax.training import ctvit_losses as losses
-from gct_jax.training.config import TrainConfig
+from gct_jax.training.config import OptimizerConfig, TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
@@ -25,46 +38,70 @@ from gct_jax.training.optimizer import (
 from gct_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+SOFT_TISSUE = (-0.125, 0.225)  # the mediastinal window in HU / 1000
 
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
-    """Fresh state, or one that continues from `pretrained["ctvit"]`."""
+    """Fresh state, or one that continues from `pretrained["ctvit"]`.
+
+    Raises:
+      ConfigError: the perceptual loss is on, but `pretrained` has no "vgg16".
+    """
+    size = config.model.volume.image_size
+    network: Any = build_part(config.model, "ctvit")
+    ctvit_key, discriminator_key = jax.random.split(key)
     variables = pretrained.get("ctvit")
     if variables is None:
-        size, fields = config.model.volume.image_size, config.model.ctvit
-        volume = jnp.zeros((1, 1 + fields.temporal_patch_size, size, size, fields.channels))
-        variables = build_part(config.model, "ctvit").init(key, volume)
+        shape = (1, 1 + network.temporal_patch_size, size, size, network.channels)
+        variables = network.init(ctvit_key, jnp.zeros(shape))
     params = {"ctvit": variables["params"]}
-    optimizer = make_optimizer(config.optimizer, config.loop.steps)
+    optimizers = {"ctvit": make_optimizer(config.optimizer, config.loop.steps)}
+    extra = {"codebook": variables["codebook"]["quantizer"]}
+    if config.ctvit.adversarial:
+        images = jnp.zeros((1, size, size, network.channels))
+        params["discriminator"] = discriminator(config).init(discriminator_key, images)["params"]
+        optimizers["discriminator"] = make_optimizer(
+            discriminator_optimizer(config), config.loop.steps
+        )
+    if config.ctvit.perceptual_weight:
+        if "vgg16" not in pretrained:
+            raise ConfigError("ctvit.perceptual_weight > 0 needs ctvit.vgg16, a file of weights")
+        extra["vgg16"] = pretrained["vgg16"]
     return TrainState(
         step=jnp.int32(0),
         key=key,
         params=params,
-        ema=params,
-        opt_state={"ctvit": optimizer.init(params["ctvit"])},
-        extra={"codebook": variables["codebook"]["quantizer"]},
+        ema={"ctvit": params["ctvit"]},
+        opt_state={name: tx.init(params[name]) for name, tx in optimizers.items()},
+        extra=extra,
     )
 
 
-def forward(config: TrainConfig, params: Any, codebook: Any, volume: jax.Array) -> CTViTOutput:
-    """One pass of CT-ViT with the codebook as it is."""
-    variables = {"params": params, "codebook": {"quantizer": codebook}}
-    return build_part(config.model, "ctvit").apply(variables, volume)
+def discriminator(config: TrainConfig) -> Discriminator:
+    """The run's slice discriminator."""
+    return Discriminator(config.ctvit.discriminator_base_dim)
+
+
+def discriminator_optimizer(config: TrainConfig) -> OptimizerConfig:
+    """Its optimizer: the generator's with a learning rate of its own."""
+    rate = config.ctvit.discriminator_learning_rate
+    return dataclasses.replace(config.optimizer, learning_rate=rate)
 
 
 def window_error(volume: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    low, high = -0.125, 0.225
-    return jnp.mean(jnp.abs(jnp.clip(volume, low, high) - jnp.clip(reconstruction, low, high))) / (
-        high - low
-    )
+    """Mean absolute error within the soft-tissue window, as a share of its width."""
+    low, high = SOFT_TISSUE
+    return jnp.mean(jnp.abs(volume.clip(low, high) - reconstruction.clip(low, high))) / (high - low)
 
 
-def loss_fn(
-    params: Any, codebook: Any, config: TrainConfig, volume: jax.Array
+def generator_loss(
+    params: Any, state: TrainState, config: TrainConfig, volume: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, CTViTOutput]]:
-    """Equation (1) for volumes [b, d, h, w, c] in [-1, 1]."""
-    weights = config.ctvit
-    out = forward(config, params, codebook, volume)
+    """Equation (1) of CT-ViT's `params` for volumes [b, d, h, w, c] in [-1, 1]."""
+    weights, codebook = config.ctvit, state.extra["codebook"]
+    network: Any = build_part(config.model, "ctvit")
+    variables = {"params": params, "codebook": {"quantizer": codebook}}
+    out = network.apply(variables, volume)
     reconstruction = losses.reconstruction_loss(volume, out.reconstruction)
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
     window = window_error(volume, out.reconstruction)
@@ -73,72 +110,157 @@ def loss_fn(
         + weights.commitment_weight * commitment
         + weights.window_weight * window
     )
+    usage = quantizer.codebook_usage(out.ids, codebook["embedding"].shape[0])
     metrics = {
-        "loss": loss,
         "reconstruction": reconstruction,
         "commitment": commitment,
         "window_error": window,
-        "psnr": 10 * jnp.log10(4 / reconstruction),
-        **{
-            f"codebook/{name}": value
-            for name, value in quantizer.codebook_usage(
-                out.ids, codebook["embedding"].shape[0]
-            ).items()
-        },
+        "psnr": 10 * jnp.log10(4 / reconstruction),  # the range [-1, 1] squared is 4
+        **{f"codebook/{name}": value for name, value in usage.items()},
     }
-    return loss, (metrics, out)
+
+    index = losses.choose_slices(jax.random.uniform(key, volume.shape[:2]))
+    real = losses.take_slices(volume, index)  # [b, h, w, c]
+
+    def perceptual(fake: jax.Array) -> jax.Array:
+        if "vgg16" not in state.extra:
+            return losses.reconstruction_loss(real, fake)
+        return losses.perceptual_loss(
+            lambda images: VGG16Features().apply({"params": state.extra["vgg16"]}, images),
+            real,
+            fake,
+        )
+
+    fake = losses.take_slices(out.reconstruction, index)
+    if weights.perceptual_weight:
+        metrics["perceptual"] = perceptual(fake)
+        loss += weights.perceptual_weight * metrics["perceptual"]
+    if weights.adversarial:
+
+        def adversarial(fake: jax.Array) -> jax.Array:
+            return losses.generator_hinge_loss(judge(config, state.params["discriminator"], fake))
+
+        def repaint(kernels: Any) -> jax.Array:
+            layers = {name: {**params[name], "kernel": kernels[name]} for name in kernels}
+            volume = network.apply(
+                {**variables, "params": {**params, **layers}},
+                jax.lax.stop_gradient(out.features),
+                method=CTViT.to_pixels,
+            )
+            return losses.take_slices(volume, index)
+
+        kernels = {name: params[name]["kernel"] for name in ("first_pixels", "pixels")}
+        factor = losses.adaptive_weight(
+            lambda k: perceptual(repaint(k)), lambda k: adversarial(repaint(k)), kernels
+        )
+        factor *= state.step >= weights.discriminator_start_step
+        metrics |= {"generator": adversarial(fake), "adversarial_weight": factor}
+        loss += factor * metrics["generator"]
+    return loss, ({"loss": loss, **metrics}, out)
+
+
+def judge(config: TrainConfig, params: Any, images: jax.Array) -> jax.Array:
+    """The discriminator's logits [b] of slices [b, h, w, c]."""
+    logits: Any = discriminator(config).apply({"params": params}, images)
+    return logits
+
+
+def discriminator_loss(
+    params: Any, config: TrainConfig, real: jax.Array, fake: jax.Array, penalize: jax.Array
+) -> jax.Array:
+    """Hinge loss of slices [b, h, w, c], with the gradient penalty where `penalize` (scalar)."""
+    hinge = losses.discriminator_hinge_loss(
+        judge(config, params, fake), judge(config, params, real)
+    )
+    penalty = jax.lax.cond(
+        penalize,
+        lambda: losses.gradient_penalty(lambda images: judge(config, params, images), real),
+        lambda: 0.0,
+    )
+    return hinge + penalty
 
 
 def train_step(
     config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """One update of CT-ViT and its codebook. batch: {'volume' [b, d, h, w, c] in [-1, 1]}."""
-    codebook = state.extra["codebook"]
-    grads, (metrics, out) = jax.grad(loss_fn, has_aux=True)(
-        state.params["ctvit"], codebook, config, batch["volume"]
+    """One update of CT-ViT, its codebook and, when its turn has come, the discriminator.
+
+    batch: {'volume' [b, d, h, w, c] float32 in [-1, 1]}.
+    """
+    slice_key, codebook_key, judged_key = jax.random.split(key, 3)
+    volume = batch["volume"]
+    (_, (metrics, out)), grads = jax.value_and_grad(generator_loss, has_aux=True)(
+        state.params["ctvit"], state, config, volume, slice_key
     )
-    params, opt_state, norms = apply_gradients(
+    ctvit, ctvit_opt, norms = apply_gradients(
         make_optimizer(config.optimizer, config.loop.steps),
         grads,
         state.opt_state["ctvit"],
         state.params["ctvit"],
     )
-    state = state.replace(
-        params={**state.params, "ctvit": params},
-        ema=update_average(state.ema, {"ctvit": params}, state.step, config.optimizer.ema_decay),
-        opt_state={**state.opt_state, "ctvit": opt_state},
-        extra={"codebook": update_codebook(config, state, out, key)},
-    )
+    params, opt_state = {"ctvit": ctvit}, {"ctvit": ctvit_opt}
+    if config.ctvit.adversarial:
+        params["discriminator"], opt_state["discriminator"], metrics["discriminator"] = (
+            discriminator_step(config, state, volume, out.reconstruction, judged_key)
+        )
+    average = update_average(state.ema, {"ctvit": ctvit}, state.step, config.optimizer.ema_decay)
+    codebook = update_codebook(config, state.extra["codebook"], out, codebook_key)
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
+    state = state.replace(
+        params=params,
+        ema=average,
+        opt_state=opt_state,
+        extra={**state.extra, "codebook": codebook},
+    )
     return state, {**metrics, **norms, "learning_rate": rate}
 
 
-def update_codebook(
-    config: TrainConfig, state: TrainState, out: CTViTOutput, key: jax.Array
-) -> Any:
+def discriminator_step(
+    config: TrainConfig, state: TrainState, volume: jax.Array, rebuilt: jax.Array, key: jax.Array
+) -> tuple[Any, Any, jax.Array]:
+    """New discriminator, its optimizer state and loss (0 when it is not its turn)."""
+    start, every = config.ctvit.discriminator_start_step, config.ctvit.discriminator_every
+    turns = (state.step - start + 1) // every
+    due = (state.step >= start) & ((state.step - start + 1) % every == 0)
+    index = losses.choose_slices(jax.random.uniform(key, volume.shape[:2]), include_first=True)
+    real, fake = losses.take_slices(volume, index), losses.take_slices(rebuilt, index)
+    params, opt_state = state.params["discriminator"], state.opt_state["discriminator"]
+
+    def update() -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(discriminator_loss)(
+            params, config, real, fake, turns % config.ctvit.penalty_every == 0
+        )
+        optimizer = make_optimizer(discriminator_optimizer(config), config.loop.steps)
+        new_params, new_opt_state, _ = apply_gradients(optimizer, grads, opt_state, params)
+        return new_params, new_opt_state, loss
+
+    return jax.lax.cond(due, update, lambda: (params, opt_state, jnp.float32(0)))
+
+
+def update_codebook(config: TrainConfig, codebook: Any, out: CTViTOutput, key: jax.Array) -> Any:
     """Moving averages and revival; the first batch's tokens make the first codebook."""
 
-    def follow(codebook: Any) -> Any:
-        codebook = quantizer.ema_update(
+    def begin() -> Any:
+        return quantizer.codebook_from_latents(key, out.latents, codebook["embedding"].shape[0])
+
+    def follow() -> Any:
+        moved = quantizer.ema_update(
             codebook, out.latents, out.ids, decay=config.ctvit.codebook_decay
         )
         return quantizer.revive_dead_codes(
-            key, codebook, out.latents, threshold=config.ctvit.dead_code_threshold
+            key, moved, out.latents, threshold=config.ctvit.dead_code_threshold
         )
 
-    def begin(codebook: Any) -> Any:
-        return quantizer.codebook_from_latents(key, out.latents, codebook["embedding"].shape[0])
-
-    codebook = state.extra["codebook"]
-    unused = jnp.sum(codebook["cluster_size"]) == 0  # only a codebook that has never been updated
-    return jax.lax.cond(unused, begin, follow, codebook)
+    never_updated = jnp.sum(codebook["cluster_size"]) == 0
+    return jax.lax.cond(never_updated, begin, follow)
 
 
 def eval_step(
     config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
 ) -> Metrics:
     """Losses of the averaged weights."""
-    return loss_fn(state.ema["ctvit"], state.extra["codebook"], config, batch["volume"])[1][0]
+    _, (metrics, _) = generator_loss(state.ema["ctvit"], state, config, batch["volume"], key)
+    return metrics
 
 
 def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:

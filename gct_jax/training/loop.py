@@ -105,6 +105,9 @@ def train(
             )
             for step in bar:
                 state, metrics = train_step(state, shard_batch(next(stream), mesh))
+                # The device computes this step while the host makes the next batch, not more:
+                # otherwise progress and signals would run ahead of the work.
+                jax.block_until_ready(window[-1:])
                 window.append((step, metrics))
                 last = step == config.steps or stop_requested() or saved.preempted(step)
 
