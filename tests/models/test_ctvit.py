@@ -192,6 +192,18 @@ def test_either_published_quirk_breaks_causality(options):
     assert np.abs(difference[:, :4]).max() > 1e-3
 
 
+def test_density_of_an_even_patch_is_lost_only_to_the_norm_of_raw_patches():
+    def spread(patch_norm):
+        module, variables, _, _ = small(patch_norm=patch_norm)
+        embed = quick_jit(functools.partial(module.apply, variables, method=CTViT.embed_patches))
+        air_and_bone = np.stack([np.full((3, 8, 12, 1), hu, np.float32) for hu in (-1.0, 1.0)])
+        air, bone = np.asarray(embed(air_and_bone))
+        return np.abs(air - bone).max()
+
+    assert spread("output") > 0.1
+    assert spread("both") < 1e-5
+
+
 def test_bfloat16_computes_ids_and_volumes_of_the_usual_types():
     module = CTViT(**SMALL, dtype=jnp.bfloat16)
     volume = jax.ShapeDtypeStruct((2, 5, 8, 12, 1), jnp.float32)
@@ -201,13 +213,14 @@ def test_bfloat16_computes_ids_and_volumes_of_the_usual_types():
     assert out.latents.dtype == jnp.bfloat16
 
 
-def test_slice_counts():
+def test_slice_counts_and_unknown_options():
     with pytest.raises(ValueError, match=r"32 slices.*multiple of 4; the nearest is 33"):
         token_grid(32, 64, 64, patch_size=8, temporal_patch_size=4)
     with pytest.raises(ValueError, match="60 x 64 are not a multiple of patch 8"):
         token_grid(33, 60, 64, patch_size=8, temporal_patch_size=4)
-    with pytest.raises(ValueError, match="temporal_attention 'both'"):
-        CTViT(**SMALL, temporal_attention="both").init(jax.random.key(0), volume_of(1))
+    for option in ("temporal_attention", "patch_norm", "temporal_peg"):
+        with pytest.raises(ValueError, match="'neither'"):
+            CTViT(**SMALL, **{option: "neither"}).init(jax.random.key(0), volume_of(1))
     wanted = {-3: 1, 0: 1, 1: 1, 2: 1, 3: 5, 5: 5, 6: 5, 7: 9, 33: 33, 34: 33, 201: 201}
     assert {n: nearest_slice_count(n, 4) for n in wanted} == wanted
     for slices in range(1, 30):
