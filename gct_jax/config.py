@@ -199,16 +199,19 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Defaults of `generate`; every one has a command-line option."""
+    """How `generate` samples unless its options say otherwise; for `superres_solver` see
+    `gct_jax.sampling.diffusion_solvers`."""
 
     steps: int = 18
     temperature: float = 0.9
     guidance: float = 5.0
     superres_steps: int = 25
     superres_guidance: float = 1.0
+    superres_solver: str = "ancestral"
 
     def __post_init__(self):
         require_positive(self, "steps", "superres_steps")
+        require_choice("superres_solver", self.superres_solver, ("ancestral", "dpm++"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from gct_jax.config import ModelConfig, module_fields
 from gct_jax.errors import ConfigError, ModelFolderError
@@ -23,7 +22,7 @@ def has_part(config: ModelConfig, part: str) -> bool:
     return getattr(config, CONFIG_FIELD[part]) is not None
 
 
-def build_part(config: ModelConfig, part: str, dtype: Any = jnp.float32) -> nn.Module:
+def build_part(config: ModelConfig, part: str, dtype: Any = jnp.float32) -> Any:
     """The Flax module of one part, computing in `dtype`.
 
     Raises:
