@@ -110,7 +110,8 @@ def ctvit() -> TrainConfig:
             commitment_weight=0.02,
             window_weight=0.05,
             codebook_decay=0.9,
-            dead_code_threshold=0.03,
+            dead_code_threshold=0.1,
+            continuous_steps=100,
         ),
     )
 

@@ -52,14 +52,18 @@ def _module_class(part: str) -> Any:
     return T5Encoder
 
 
+def init_part(config: ModelConfig, part: str, key: jax.Array) -> dict[str, Any]:
+    """Freshly initialised variables of a part."""
+    arguments, keywords = _example_inputs(config, part)
+    variables: Any = build_part(config, part).init(key, *arguments, **keywords)
+    return variables
+
+
 @functools.lru_cache(maxsize=16)
 def abstract_variables(config: ModelConfig, part: str) -> dict[str, Any]:
     """Shapes and types of a part's variables, without computing anything. Not to be changed: the
     same dict is returned again for the same config."""
-    module = build_part(config, part)
-    arguments, keywords = _example_inputs(config, part)
-    init = functools.partial(module.init, **keywords)
-    return jax.eval_shape(init, jax.random.key(0), *arguments)
+    return jax.eval_shape(functools.partial(init_part, config, part), jax.random.key(0))
 
 
 def _example_inputs(config: ModelConfig, part: str) -> tuple[tuple, dict[str, Any]]:

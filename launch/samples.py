@@ -1,11 +1,16 @@
 """Sample images during training, one function per stage."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
+from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part
+from gct_jax.sampling.cascade import embed_text
+from gct_jax.sampling.superres import super_resolve_slices
+from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Parts
 from gct_jax.training.state import TrainState
@@ -19,8 +24,9 @@ ROWS = 4
 def sample_function(
     config: TrainConfig, parts: Parts, data: PhantomData
 ) -> Callable[[TrainState], Images]:
-    """The stage's function state -> uint8 images by name, drawn from the first held-out batch."""
-    return SAMPLERS[config.stage](config, parts, data.held_out[0])
+    """The stage's function state -> uint8 images by name, for the first held-out cases."""
+    batch = {name: array[:ROWS] for name, array in data.held_out[0].items()}
+    return SAMPLERS[config.stage](config, parts, batch)
 
 
 def volume_rows(*volumes: np.ndarray) -> Images:
@@ -29,13 +35,13 @@ def volume_rows(*volumes: np.ndarray) -> Images:
     images = {}
     for window, limits in WINDOWS_HU.items():
         rows = []
-        for case in range(min(ROWS, len(volumes[0]))):
+        for case in range(len(volumes[0])):
             views = []
             for volume in volumes:
-                hu = from_unit(np.asarray(volume[case, ..., 0], np.float32))
+                hu = from_unit(np.asarray(volume[case, ..., 0]))
                 depth, height = hu.shape[:2]
                 coronal = np.repeat(hu[::-1, height // 2], -(-height // depth), axis=0)[:height]
-                views += [hu[depth // 2], np.pad(coronal, ((0, height - len(coronal)), (0, 0)))]
+                views += [hu[depth // 2], coronal]
             rows.append(np.concatenate(views, axis=1))
         images[window] = window_to_uint8(np.concatenate(rows), limits)
     return images
@@ -43,17 +49,88 @@ def volume_rows(*volumes: np.ndarray) -> Images:
 
 def _ctvit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
     """Original (left) and reconstruction."""
-    volume = batch["volume"][:ROWS]
-    network = build_part(config.model, "ctvit")
+    network: Any = build_part(config.model, "ctvit")
 
     @jax.jit
     def rebuild(params, codebook):
         variables = {"params": params, "codebook": {"quantizer": codebook}}
-        return network.apply(variables, volume).reconstruction
+        return network.apply(variables, batch["volume"]).reconstruction
 
-    return lambda state: volume_rows(
-        volume, jax.device_get(rebuild(state.ema["ctvit"], state.extra["codebook"]))
+    def draw(state: TrainState) -> Images:
+        rebuilt = rebuild(state.ema["ctvit"], state.extra["codebook"])
+        return volume_rows(batch["volume"], jax.device_get(rebuilt))
+
+    return draw
+
+
+def _maskgit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
+    """What CT-ViT makes of the true tokens (left) and of tokens sampled from the report."""
+    ctvit: Any = build_part(config.model, "ctvit")
+    network: Any = build_part(config.model, "maskgit")
+    sampling, text_ids = config.model.sampling, batch["text_ids"]
+    plan = DecodingPlan(
+        grid=batch["token_ids"].shape[1:],
+        mask_id=network.num_tokens,
+        steps=sampling.steps,
+        temperature=sampling.temperature,
     )
 
+    @jax.jit
+    def paint(variables, ids):
+        return ctvit.apply(variables, ids, method=CTViT.decode)
 
-SAMPLERS = {"ctvit": _ctvit_samples}
+    @jax.jit
+    def sample(maskgit, text):
+        def apply(*inputs):
+            return network.apply({"params": maskgit}, *inputs)
+
+        logits_fn = with_guidance(apply, text, text_ids > 0, sampling.guidance)
+        return decode_tokens(logits_fn, jax.random.split(jax.random.key(0), len(text_ids)), plan)
+
+    def draw(state: TrainState) -> Images:
+        networks = {**state.extra, **state.ema}
+        text = embed_text({"params": networks["t5"]}, text_ids, config=config.model)
+        ids = sample(networks["maskgit"], text)
+        variables = parts.variables["ctvit"]
+        return volume_rows(*(np.asarray(paint(variables, i)) for i in (batch["token_ids"], ids)))
+
+    return draw
+
+
+def _superres_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
+    """Low resolution (left), super-resolved, true slice."""
+    unet: Any = build_part(config.model, "superres")
+    diffusion, sampling = config.model.diffusion, config.model.sampling
+    assert diffusion is not None
+
+    def draw(state: TrainState) -> Images:
+        text_ids = batch["text_ids"]
+        text = embed_text({"params": state.extra["t5"]}, text_ids, config=config.model)
+        apply = jax.tree_util.Partial(unet.apply, {"params": state.ema["superres"]})
+        rows = []
+        for i in range(len(text_ids)):
+            (large,) = super_resolve_slices(
+                apply,
+                batch["low_res"][i : i + 1],
+                text[i : i + 1],
+                text_ids[i : i + 1] > 0,
+                jax.random.key(0),
+                image_size=diffusion.image_size,
+                steps=sampling.superres_steps,
+                guidance=sampling.superres_guidance,
+                batch=1,
+                objective=diffusion.objective,
+                noise_schedule=diffusion.noise_schedule,
+                low_res_noise_schedule=diffusion.low_res_noise_schedule,
+                low_res_noise_level=diffusion.low_res_noise_level,
+            )
+            factor = diffusion.image_size // batch["low_res"].shape[1]
+            small = np.kron(batch["low_res"][i, ..., 0], np.ones((factor, factor), np.float32))
+            rows.append(np.concatenate([small, large[..., 0], batch["high_res"][i, ..., 0]], 1))
+        hu = from_unit(np.concatenate(rows))
+        return {name: window_to_uint8(hu, limits) for name, limits in WINDOWS_HU.items()}
+
+    return draw
+
+
+SAMPLERS = {"ctvit": _ctvit_samples, "maskgit": _maskgit_samples, "superres": _superres_samples}

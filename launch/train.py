@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
 
     import jax
 
+    from gct_jax.parts import check_parts_fit
     from gct_jax.training.loop import train
     from gct_jax.training.stages import join_parts, make_stage, write_config
     from launch.data import phantom_data
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
     parts = join_parts(config.model, options.sources)
     if config.ctvit.vgg16:
         parts.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
+    check_parts_fit(parts.config)
     config = dataclasses.replace(config, model=parts.config)
     write_config(options.workdir, config)
     data = phantom_data(config, options.workdir, parts)

@@ -73,6 +73,8 @@ class CTViTTraining:
     """Losses of the first stage (reference section 3.5), with the cadence that it meant.
 
     `commitment` "normalized" compares unit vectors (mends reference Q6), "reference" raw ones.
+    For the first `continuous_steps` the decoder sees latents that are not quantised yet, so that
+    the codebook starts from tokens that mean something instead of collapsing onto a few.
     `vgg16` is a .safetensors file of torchvision's VGG-16, for the perceptual loss.
     `window_weight` adds a mean absolute error of the soft-tissue window, where contrast is small.
     From `discriminator_start_step` on, each `discriminator_every`-th step also updates the
@@ -84,6 +86,7 @@ class CTViTTraining:
     reconstruction_weight: float = 1.0
     commitment: str = "normalized"
     commitment_weight: float = 1.0
+    continuous_steps: int = 0
     window_weight: float = 0.0
     perceptual_weight: float = 0.0
     vgg16: str = ""

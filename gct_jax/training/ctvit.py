@@ -26,7 +26,7 @@ from gct_jax.models import quantizer
 from gct_jax.models.ctvit import CTViT, CTViTOutput
 from gct_jax.models.discriminator import Discriminator
 from gct_jax.models.perceptual import VGG16Features
-from gct_jax.parts import build_part
+from gct_jax.parts import build_part, init_part
 from gct_jax.training import ctvit_losses as losses
 from gct_jax.training.config import OptimizerConfig, TrainConfig
 from gct_jax.training.optimizer import (
@@ -47,17 +47,16 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
     Raises:
       ConfigError: the perceptual loss is on, but `pretrained` has no "vgg16".
     """
-    size = config.model.volume.image_size
-    network: Any = build_part(config.model, "ctvit")
     ctvit_key, discriminator_key = jax.random.split(key)
     variables = pretrained.get("ctvit")
     if variables is None:
-        shape = (1, 1 + network.temporal_patch_size, size, size, network.channels)
-        variables = network.init(ctvit_key, jnp.zeros(shape))
+        variables = init_part(config.model, "ctvit", ctvit_key)
     params = {"ctvit": variables["params"]}
     optimizers = {"ctvit": make_optimizer(config.optimizer, config.loop.steps)}
     extra = {"codebook": variables["codebook"]["quantizer"]}
     if config.ctvit.adversarial:
+        network: Any = build_part(config.model, "ctvit")
+        size = config.model.volume.image_size
         images = jnp.zeros((1, size, size, network.channels))
         params["discriminator"] = discriminator(config).init(discriminator_key, images)["params"]
         optimizers["discriminator"] = make_optimizer(
@@ -94,6 +93,28 @@ def window_error(volume: jax.Array, reconstruction: jax.Array) -> jax.Array:
     return jnp.mean(jnp.abs(volume.clip(low, high) - reconstruction.clip(low, high))) / (high - low)
 
 
+def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Array) -> CTViTOutput:
+    """CT-ViT on volumes [b, d, h, w, c] as it is trained.
+
+    The decoder's gradient reaches the latents' directions, which is all that the quantiser looks
+    at; through the raw latents it would outweigh the normalised commitment by their length. For
+    the first `continuous_steps` the decoder sees the directions themselves.
+    """
+    network: Any = build_part(config.model, "ctvit")
+    if config.ctvit.commitment == "reference":
+        out: CTViTOutput = network.apply(variables, volume)
+        return out
+    latents = network.apply(variables, volume, method=CTViT.embed)
+    embedding = variables["codebook"]["quantizer"]["embedding"]
+    ids = quantizer.nearest_codes(latents, embedding)
+    directions = quantizer.l2_normalize(latents)
+    codes = quantizer.straight_through(directions, embedding[ids])
+    codes = jnp.where(step < config.ctvit.continuous_steps, directions, codes)
+    features = network.apply(variables, codes, method=CTViT.decode_features)
+    reconstruction = network.apply(variables, features, method=CTViT.to_pixels)
+    return CTViTOutput(reconstruction, ids, latents, codes, features)
+
+
 def generator_loss(
     params: Any, state: TrainState, config: TrainConfig, volume: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, CTViTOutput]]:
@@ -101,7 +122,7 @@ def generator_loss(
     weights, codebook = config.ctvit, state.extra["codebook"]
     network: Any = build_part(config.model, "ctvit")
     variables = {"params": params, "codebook": {"quantizer": codebook}}
-    out = network.apply(variables, volume)
+    out = forward(config, variables, volume, state.step)
     reconstruction = losses.reconstruction_loss(volume, out.reconstruction)
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
     window = window_error(volume, out.reconstruction)
@@ -204,7 +225,7 @@ def train_step(
             discriminator_step(config, state, volume, out.reconstruction, judged_key)
         )
     average = update_average(state.ema, {"ctvit": ctvit}, state.step, config.optimizer.ema_decay)
-    codebook = update_codebook(config, state.extra["codebook"], out, codebook_key)
+    codebook = update_codebook(config, state, out, codebook_key)
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
     state = state.replace(
         params=params,
@@ -237,8 +258,11 @@ def discriminator_step(
     return jax.lax.cond(due, update, lambda: (params, opt_state, jnp.float32(0)))
 
 
-def update_codebook(config: TrainConfig, codebook: Any, out: CTViTOutput, key: jax.Array) -> Any:
-    """Moving averages and revival; the first batch's tokens make the first codebook."""
+def update_codebook(
+    config: TrainConfig, state: TrainState, out: CTViTOutput, key: jax.Array
+) -> Any:
+    """Moving averages and revival; until the decoder sees codes, a batch's tokens are the book."""
+    codebook = state.extra["codebook"]
 
     def begin() -> Any:
         return quantizer.codebook_from_latents(key, out.latents, codebook["embedding"].shape[0])
@@ -251,8 +275,8 @@ def update_codebook(config: TrainConfig, codebook: Any, out: CTViTOutput, key: j
             key, moved, out.latents, threshold=config.ctvit.dead_code_threshold
         )
 
-    never_updated = jnp.sum(codebook["cluster_size"]) == 0
-    return jax.lax.cond(never_updated, begin, follow)
+    fresh = jnp.sum(codebook["cluster_size"]) == 0  # never updated
+    return jax.lax.cond(fresh | (state.step < config.ctvit.continuous_steps), begin, follow)
 
 
 def eval_step(

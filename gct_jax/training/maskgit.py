@@ -21,10 +21,9 @@ import jax.numpy as jnp
 
 from gct_jax.config import module_fields
 from gct_jax.corruption import masking
-from gct_jax.errors import ConfigError
 from gct_jax.models.critics import SelfCritic, TokenCritic
 from gct_jax.models.maskgit import MaskGit
-from gct_jax.models.t5 import T5Encoder
+from gct_jax.parts import build_part, init_part
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
@@ -37,13 +36,8 @@ from gct_jax.training.state import TrainState
 Metrics = dict[str, jax.Array]
 
 
-def text_encoder(config: TrainConfig) -> T5Encoder:
-    """The T5 encoder of the run's model."""
-    return T5Encoder(**module_fields(config.model.t5))
-
-
-def models(config: TrainConfig) -> tuple[MaskGit, TokenCritic | SelfCritic | None]:
-    """MaskGIT and the critic that the run trains with it."""
+def models(config: TrainConfig) -> tuple[Any, Any]:
+    """MaskGIT and the critic that the run trains with it, or None."""
     fields = module_fields(config.model.maskgit)
     maskgit = MaskGit(**fields, gradient_shrink=config.maskgit.gradient_shrink)
     if config.maskgit.critic == "token":
@@ -52,39 +46,20 @@ def models(config: TrainConfig) -> tuple[MaskGit, TokenCritic | SelfCritic | Non
 
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
-    """Fresh state; "t5" and "maskgit" come from `pretrained` where it has them.
-
-    Raises:
-      ConfigError: the model's parts do not fit together.
-    """
-    model = config.model
-    if model.maskgit is None or model.t5 is None:
-        raise ConfigError("stage maskgit needs model.maskgit and model.t5")
-    if model.ctvit is not None and model.ctvit.codebook_size != model.maskgit.num_tokens:
-        raise ConfigError(
-            f"model.maskgit.num_tokens = {model.maskgit.num_tokens} must equal "
-            f"model.ctvit.codebook_size = {model.ctvit.codebook_size}"
-        )
-    if model.maskgit.context_dim != model.t5.dim:
-        raise ConfigError(
-            f"model.maskgit.context_dim = {model.maskgit.context_dim} must equal "
-            f"model.t5.dim = {model.t5.dim}"
-        )
-    maskgit, critic = models(config)
+    """Fresh state; "t5" and "maskgit" come from `pretrained` where it has them."""
+    _, critic = models(config)
     maskgit_key, t5_key, critic_key = jax.random.split(key, 3)
-    ids = jnp.zeros((1, 1, 2, 2), jnp.int32)
-    context = jnp.zeros((1, 1, model.t5.dim))
-
-    def start(name: str, init_key: jax.Array, module: Any, *inputs: jax.Array) -> Any:
-        given = pretrained.get(name)
-        return module.init(init_key, *inputs)["params"] if given is None else given["params"]
-
-    params = {"maskgit": start("maskgit", maskgit_key, maskgit, ids, context)}
-    t5 = start("t5", t5_key, text_encoder(config), jnp.ones((1, 1), jnp.int32))
+    start = {
+        part: pretrained[part] if part in pretrained else init_part(config.model, part, part_key)
+        for part, part_key in (("maskgit", maskgit_key), ("t5", t5_key))
+    }
+    params = {"maskgit": start["maskgit"]["params"]}
+    t5 = start["t5"]["params"]
     extra = {} if config.maskgit.train_text_encoder else {"t5": t5}
     if config.maskgit.train_text_encoder:
         params["t5"] = t5
     if critic is not None:
+        ids, context = jnp.zeros((1, 1, 1, 1), jnp.int32), jnp.zeros((1, 1, config.model.t5.dim))
         critic_params = critic.init(critic_key, ids, context)["params"]
         params["critic"] = {k: v for k, v in critic_params.items() if k != "maskgit"}
     return TrainState(
@@ -112,10 +87,11 @@ def loss_fn(
     """
     ids, text_ids = batch["token_ids"], batch["text_ids"]
     maskgit, critic = models(config)
+    t5: Any = build_part(config.model, "t5")
     ratio_key, subset_key, drop_key, sample_key = jax.random.split(key, 4)
 
     t5_params = params["t5"] if "t5" in params else extra["t5"]
-    text = text_encoder(config).apply({"params": t5_params}, text_ids)  # [b, l, e]
+    text = t5.apply({"params": t5_params}, text_ids)  # [b, l, e]
     keep = jax.random.uniform(drop_key, (ids.shape[0], 1)) >= text_drop
     text_mask = (text_ids > 0) & keep  # [b, l]
 

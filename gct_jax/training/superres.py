@@ -1,0 +1,151 @@
+"""Stage three: a diffusion U-Net learns to enlarge slices (reference section 7).
+
+For a slice x, its low-resolution partner y and its report c, with t, a and e at random:
+
+    x_t = alpha_t x + sigma_t e,   y_a = alpha_a up(y) + sigma_a e'                            (1)
+    L   = mean p2(t) |U(x_t, lambda_t, y_a, lambda_a, c or nothing) - v|^2                     (2)
+
+a is drawn per slice, uniformly from a range (augmentation of the condition, Ho et al. 2021); the
+text is dropped for a share of the slices. y is a reconstruction of CT-ViT, which is what the
+network is given when it is used. The text encoder is frozen.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gct_jax.corruption.low_res import noised_low_res
+from gct_jax.parts import build_part, init_part
+from gct_jax.training.config import TrainConfig
+from gct_jax.training.optimizer import (
+    apply_gradients,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
+from gct_jax.training.state import TrainState
+from gct_jax.training.superres_losses import superres_loss
+
+Metrics = dict[str, jax.Array]
+
+
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+    """Fresh state with the text encoder `pretrained["t5"]` frozen in it; the U-Net continues from
+    `pretrained["superres"]` if given."""
+    unet_key, t5_key = jax.random.split(key)
+    start = {
+        part: pretrained[part] if part in pretrained else init_part(config.model, part, part_key)
+        for part, part_key in (("superres", unet_key), ("t5", t5_key))
+    }
+    params = {"superres": start["superres"]["params"]}
+    optimizer = make_optimizer(config.optimizer, config.loop.steps)
+    return TrainState(
+        step=jnp.int32(0),
+        key=key,
+        params=params,
+        ema=params,
+        opt_state={"superres": optimizer.init(params["superres"])},
+        extra={"t5": start["t5"]["params"]},
+    )
+
+
+def random_squares(
+    key: jax.Array, low_res: jax.Array, high_res: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """The same random square of both images, `size` pixels of the larger one; size 0 is all.
+
+    low_res [b, h, w, c], high_res [b, s h, s w, c] with a whole s that divides `size`.
+    """
+    if not size:
+        return low_res, high_res
+    factor = high_res.shape[1] // low_res.shape[1]
+    small, channels = size // factor, low_res.shape[-1]
+    corners = jax.random.randint(key, (len(low_res), 2), 0, low_res.shape[1] - small + 1)
+
+    def cut(image: jax.Array, corner: jax.Array, side: int) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), (side, side, channels))
+
+    cut_all = jax.vmap(cut, in_axes=(0, 0, None))
+    return cut_all(low_res, corners, small), cut_all(high_res, corners * factor, size)
+
+
+def loss_fn(
+    params: Any,
+    extra: Any,
+    config: TrainConfig,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    text_drop: float,
+) -> jax.Array:
+    """Equation (2).
+
+    batch: {'low_res' [b, h, w, c], 'high_res' [b, H, W, c] in [-1, 1], 'text_ids' int32 [b, l]}.
+    """
+    options, diffusion, text_ids = config.superres, config.model.diffusion, batch["text_ids"]
+    keys = jax.random.split(key, 6)
+    low_res, high_res = random_squares(keys[0], batch["low_res"], batch["high_res"], options.crop)
+    unet: Any = build_part(config.model, "superres")
+    t5: Any = build_part(config.model, "t5")
+    slices = len(low_res)
+    level = jax.random.uniform(
+        keys[1], (slices,), minval=options.low_res_noise_min, maxval=options.low_res_noise_max
+    )
+    condition, condition_log_snr = noised_low_res(
+        low_res,
+        jax.random.normal(keys[2], high_res.shape),
+        level,
+        diffusion.low_res_noise_schedule,
+    )
+    conditions = {
+        "low_res": condition,
+        "low_res_log_snr": condition_log_snr,
+        "text": t5.apply({"params": extra["t5"]}, text_ids),
+        "text_mask": text_ids > 0,
+        "keep_text": jax.random.uniform(keys[3], (slices,)) >= text_drop,
+    }
+    time_key, self_key = jax.random.split(keys[4])
+    return superres_loss(
+        lambda x, log_snr, **inputs: unet.apply({"params": params}, x, log_snr, **inputs),
+        high_res,
+        conditions,
+        time=jax.random.uniform(time_key, (slices,)),
+        noise=jax.random.normal(keys[5], high_res.shape),
+        objective=diffusion.objective,
+        schedule=diffusion.noise_schedule,
+        p2_loss_weight_gamma=diffusion.p2_loss_weight_gamma,
+        p2_loss_weight_k=diffusion.p2_loss_weight_k,
+        self_condition=jax.random.bernoulli(self_key, 0.5, (slices,)) if unet.self_cond else None,
+    )
+
+
+def train_step(
+    config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """One update of the U-Net; batch as in `loss_fn`."""
+    loss, grads = jax.value_and_grad(loss_fn)(
+        state.params["superres"], state.extra, config, batch, key, config.superres.text_drop
+    )
+    unet, opt_state, norms = apply_gradients(
+        make_optimizer(config.optimizer, config.loop.steps),
+        grads,
+        state.opt_state["superres"],
+        state.params["superres"],
+    )
+    params = {"superres": unet}
+    ema = update_average(state.ema, params, state.step, config.optimizer.ema_decay)
+    rate = learning_rate(config.optimizer, config.loop.steps, state.step)
+    state = state.replace(params=params, ema=ema, opt_state={"superres": opt_state})
+    return state, {"loss": loss, **norms, "learning_rate": rate}
+
+
+def eval_step(
+    config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> Metrics:
+    """Loss of the averaged weights, every text kept."""
+    return {"loss": loss_fn(state.ema["superres"], state.extra, config, batch, key, text_drop=0.0)}
+
+
+def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """Averaged weights as the part of a model folder."""
+    return {"superres": {"params": state.ema["superres"]}}
