@@ -8,9 +8,11 @@ import numpy as np
 
 from data_pipelines.phantom import skeleton, vessels
 from data_pipelines.phantom.findings import Finding, sides_of
+from data_pipelines.phantom.heart import chambers_of, sample_heart
 from data_pipelines.phantom.shapes import make_ellipsoid
 from data_pipelines.phantom.texture import sample_waves
 
+LOBULE_MM = 19.0  # spacing of the septa between secondary lobules
 LEVELS_MM = np.linspace(-160, 160, 65).astype(np.float32)
 # Profiles along the body at these heights for the average man, mm.
 KNOTS_MM = (-150, -110, -70, -30, 10, 45, 75, 100, 125, 150)
@@ -19,8 +21,8 @@ PROFILES = {
     "body_half_depth": (112, 116, 118, 117, 112, 100, 92, 80, 72, 66),
     "body_y": (6, 5, 5, 6, 8, 14, 19, 26, 27, 26),
     "cage_half_width": (122, 130, 134, 135, 131, 123, 109, 94, 80, 70),
-    "cage_half_depth": (92, 98, 99, 97, 91, 82, 71, 58, 46, 38),
-    "cage_y": (2, 1, 0, 1, 4, 10, 16, 24, 29, 32),
+    "cage_half_depth": (89, 95, 96, 94, 88, 79, 68, 56, 45, 38),
+    "cage_y": (-1, -2, -3, -2, 1, 7, 13, 22, 28, 32),
     "septum": (6, 6, 6, 7, 8, 9, 13, 18, 22, 24),
     "septum_bulge": (14, 14, 14, 16, 26, 24, 18, 12, 8, 6),
     "spine_y": (50, 54, 58, 61, 63, 64, 62, 58, 52, 44),
@@ -62,9 +64,10 @@ def sample_patient(
     ratio = rng.uniform(0.39, 0.47)
     if "Cardiomegaly" in large:
         ratio = 0.54 + 0.12 * large["Cardiomegaly"].severity
-    patient["heart"] = _heart(patient, rng, ratio)
-    patient["chambers"] = _chambers(patient["heart"])
-    patient |= _abdomen(rng)
+    patient["heart"] = sample_heart(patient, rng, ratio)
+    patient["chambers"] = chambers_of(patient["heart"])
+    patient["septa"] = np.linalg.qr(rng.normal(size=(3, 3)))[0] / LOBULE_MM
+    patient |= _abdomen(dome[1], rng)
     patient |= skeleton.sample_skeleton(patient, rng)
     patient |= vessels.sample_great_vessels(patient, rng, age)
     patient |= vessels.sample_lung_trees(patient, rng)
@@ -104,53 +107,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(np.pad(values, 3, "edge"), kernel / kernel.sum(), "valid")
 
 
-def _heart(patient, rng: np.random.Generator, ratio: float) -> np.ndarray:
-    """Ventricles and atria as [2, 15] ellipsoids; together `ratio` of the inner chest width."""
-    down = rng.normal(0.5, 0.06)
-    apex = np.array([0.70, -0.5, -down])
-    across = np.cross(apex, (0.0, 0.0, 1.0))
-    rows = np.stack([apex, across, np.cross(apex, across)])
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    plan = (
-        ((21, -8, -14), (63, 43, 47), rows),
-        ((-13, 11, 14), (40, 36, 40), np.eye(3)),
-    )
-    middle = np.array([2.0, -20.0, -30.0]) + rng.normal(0, 3, 3)
-    ends = [
-        np.array(centre) + side * np.sqrt(np.sum((np.array(half)[:, None] * frame) ** 2, 0))
-        for centre, half, frame in plan
-        for side in (-1, 1)
-    ]
-    extent = np.max(ends, axis=0)[0] - np.min(ends, axis=0)[0]
-    scale = ratio * 2 * np.max(patient["cage_half_width"]) / extent
-    middle[1] += 10 * (1 - scale)
-    return np.stack(
-        [
-            make_ellipsoid(middle + scale * np.array(c), scale * np.array(h), frame)
-            for c, h, frame in plan
-        ]
-    )
-
-
-def _chambers(heart: np.ndarray) -> np.ndarray:
-    """Left and right ventricular cavities, [2, 15]; the atria are blood throughout."""
-    ventricles = heart[0]
-    rows = ventricles[6:].reshape(3, 3)
-    scale = ventricles[3]
-    left, right = ((-0.02, -0.2, -0.1), (0.62, 0.28, 0.3)), ((-0.06, 0.4, 0.14), (0.66, 0.18, 0.4))
-    return np.stack(
-        [
-            make_ellipsoid(
-                ventricles[:3] + scale * (np.array(offset) @ rows), scale * np.array(half), rows
-            )
-            for offset, half in (left, right)
-        ]
-    )
-
-
-def _abdomen(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    stomach = rng.normal((62, -22, -128), (6, 6, 6))
-    spleen = rng.normal((92, 48, -122), (5, 5, 6))
+def _abdomen(dome: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    stomach = rng.normal((62, -22, dome - 54), (6, 6, 4))
+    spleen = rng.normal((92, 48, dome - 48), (5, 5, 4))
     return {
         "stomach": make_ellipsoid(stomach, rng.normal((38, 42, 34), 4)),
         "spleen": make_ellipsoid(spleen, rng.normal((24, 42, 38), 3)),

@@ -70,7 +70,10 @@ def lung_distance(patient, points, levels: Profiles, forward=0.0):
 
 def fissure_distance(patient, points):
     """Distances above the oblique and above the horizontal fissure (right lung only)."""
+    xp = points.x.__array_namespace__()
+    across = xp.abs(points.x) - 70
     oblique = 0.66 * (points.z - patient["oblique"][0]) - 0.75 * (points.y - patient["oblique"][1])
+    oblique = oblique + 0.003 * across * across
     horizontal = points.z - patient["horizontal"] - 0.12 * points.y
     return oblique, horizontal
 

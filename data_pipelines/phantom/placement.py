@@ -160,8 +160,8 @@ def _fibrosis(anatomy: Anatomy, finding: Finding, rng) -> None:
         middle = points[np.argmax(points[:, 2])] if lobe in (0, 3) else points[0]
         near = points[np.argsort(np.linalg.norm(points - middle, axis=1))]
         for target in near[1 + np.arange(bands) % 7]:
-            offset = rng.normal(0, 6, (4, 3)) * [[0.6], [1], [1], [0.6]]
-            nodes = middle + np.linspace(-0.25, 0.9, 4)[:, None] * (target - middle) + offset
+            offset = rng.normal(0, 3, (4, 3)) * [[2], [1], [1], [1]]
+            nodes = middle + np.linspace(-0.4, 1.1, 4)[:, None] * (target - middle) + offset
             tube = path(nodes, rng.uniform(1.0, 1.8, 4) + 1.2 * finding.severity, 5)
             ends += list(tube[0])
             radii += list(tube[1])

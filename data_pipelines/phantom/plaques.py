@@ -1,40 +1,13 @@
-"""Calcified plaques of the aorta and the coronary arteries, and the courses of the latter."""
+"""Calcified plaques of the aorta and the coronary arteries."""
 
 import numpy as np
 
 from data_pipelines.phantom.findings import Finding
+from data_pipelines.phantom.heart import CORONARY_PIECES, coronary_paths
 from data_pipelines.phantom.tubes import pad, path
 
 AORTIC, CORONARY = 24, 20
 SLOTS = AORTIC + CORONARY
-CORONARY_PIECES = 8
-
-
-def coronary_paths(heart: np.ndarray) -> list[np.ndarray]:
-    """Nodes [CORONARY_PIECES + 1, 3] of the left anterior descending, circumflex and right artery.
-
-    They run on the ventricles' ellipsoid: the first in the furrow between the ventricles, the
-    others round the base. Angles are measured from the upper side towards the right ventricle.
-    """
-    ventricles = heart[0]
-    centre, half, rows = ventricles[:3], ventricles[3:6], ventricles[6:].reshape(3, 3)
-    courses = (
-        (
-            np.linspace(-0.62, 0.8, CORONARY_PIECES + 1),
-            np.linspace(-0.1, 0.55, CORONARY_PIECES + 1),
-        ),
-        (
-            np.linspace(-0.6, -0.5, CORONARY_PIECES + 1),
-            np.linspace(-0.3, -1.9, CORONARY_PIECES + 1),
-        ),
-        (np.linspace(-0.55, -0.4, CORONARY_PIECES + 1), np.linspace(0.6, 2.6, CORONARY_PIECES + 1)),
-    )
-    paths = []
-    for along, angle in courses:
-        radius = np.sqrt(1 - along**2)
-        own = np.stack([along, radius * np.sin(angle), -radius * np.cos(angle)], 1)
-        paths.append(centre + (own * (half + 2.0)) @ rows)
-    return paths
 
 
 def place_aortic(anatomy: dict[str, np.ndarray], finding: Finding, rng) -> None:

@@ -14,10 +14,20 @@ from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.frame import patient_points, to_scanner
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.lungs import profiles_at
-from data_pipelines.phantom.shapes import Window, blend, cover_capsules
+from data_pipelines.phantom.shapes import Points, Window, blend, cover_capsules
 from data_pipelines.phantom.texture import evaluate_waves
 
-MASK_COVER = 0.1
+# A voxel belongs to a finding from this cover on; thin structures never fill a voxel.
+MASK_COVER, SOLID_MASK_COVER = 0.1, 0.4
+SOLID = (
+    "Cardiomegaly",
+    "Pericardial effusion",
+    "Hiatal hernia",
+    "Atelectasis",
+    "Lung opacity",
+    "Pleural effusion",
+    "Consolidation",
+)
 WALL_HU, SOFT_HU, FIBROSIS_HU, BULLA_HU, TUBE_HU = 20.0, 45.0, 10.0, -985.0, 350.0
 CALCIUM_HU, METAL_HU, HIGHEST_HU = 950.0, 3000.0, 3000.0
 
@@ -32,11 +42,13 @@ def render(anatomy, grid: Grid) -> jax.Array:
 def render_findings(anatomy, grid: Grid) -> jax.Array:
     """Where each finding lies: masks [18, depth, height, width] bool in the order of `FINDINGS`."""
     covers = _paint(anatomy, grid)[1]
-    return jnp.stack([covers[name] for name in FINDINGS]) > MASK_COVER
+    least = {name: SOLID_MASK_COVER if name in SOLID else MASK_COVER for name in FINDINGS}
+    return jnp.stack([covers[name] > least[name] for name in FINDINGS])
 
 
 def _paint(anatomy, grid: Grid) -> tuple[jax.Array, dict[str, jax.Array]]:
     points = patient_points(anatomy, grid)
+    points = Points(*jax.lax.optimization_barrier(tuple(points[:3])), points.pixel)
     levels = profiles_at(anatomy, points.z[:, :1, :1])
     fields = evaluate_waves(anatomy["waves"], grid.axes_mm())
 
@@ -59,6 +71,8 @@ def _paint(anatomy, grid: Grid) -> tuple[jax.Array, dict[str, jax.Array]]:
     hu = blend(hu, SOFT_HU, nodule)
     hu, heart_covers = thorax.paint_heart(hu, anatomy, points, fields)
     hu, hernia_covers = thorax.paint_hernia(hu, anatomy, points)
+    (gullet,) = capsules("gullet", 24.0)
+    hu = blend(hu, anatomy["muscle_hu"], gullet)
     for name, reach in (("great", 32.0), ("aorta", 36.0)):
         hu = blend(hu, anatomy["blood_hu"], capsules(name, reach)[0])
     hu = blend(hu, SOFT_HU, node)

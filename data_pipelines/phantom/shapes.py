@@ -47,7 +47,10 @@ class Window(NamedTuple):
     def of(cls, grid: Grid, reach_mm: float) -> "Window":
         """The smallest window that holds everything within `reach_mm` of its middle."""
         spacing = grid.spacing_mm
-        sizes = (min(n, int(np.ceil(2 * reach_mm / s)) + 1) for n, s in zip(grid.shape, spacing))
+        sizes = (
+            min(n, int(np.ceil(2 * reach_mm / s)) + 1)
+            for n, s in zip(grid.shape, spacing, strict=True)
+        )
         return cls(grid, tuple(sizes))
 
     def starts(self, middle: jax.Array) -> jax.Array:
@@ -76,6 +79,11 @@ class Window(NamedTuple):
 def cover(distance: jax.Array, extent: jax.Array | float) -> jax.Array:
     """Share of a voxel inside a surface, equation (1)."""
     return jnp.clip(0.5 - distance / extent, 0.0, 1.0)
+
+
+def cover_sheet(distance: jax.Array, half: jax.Array | float, extent) -> jax.Array:
+    """Share of a voxel inside a sheet or rod of this half thickness, equation (2)."""
+    return jnp.clip(0.5 + (half - distance) / extent, 0.0, jnp.minimum(1.0, 2 * half / extent))
 
 
 def blend(background: jax.Array, value: jax.Array | float, share: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-WAVES = 24
+WAVES = 18
 # Shortest and longest wavelength of each field, mm.
 FIELDS = {"coarse": (70, 140), "patch": (24, 50), "cell": (14, 26), "fine": (6, 12)}
 
@@ -29,10 +29,17 @@ def evaluate_waves(
     waves: jax.Array, axes_mm: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> dict[str, jax.Array]:
     """Equation (1) on a grid given by its z, y, x axes: each field [depth, height, width]."""
-    angle_z, angle_y, angle_x = (waves[..., i, None] * axis for i, axis in enumerate(axes_mm))
-    # [fields, waves, depth, height]
-    angle = (angle_z + waves[..., 3, None])[..., :, None] + angle_y[..., None, :]
-    rows = jnp.concatenate([jnp.cos(angle), -jnp.sin(angle)], axis=1)
-    columns = jnp.concatenate([jnp.cos(angle_x), jnp.sin(angle_x)], axis=1)
-    fields = jnp.sqrt(2 / WAVES) * jnp.einsum("fndh,fnw->fdhw", rows, columns)
+    angles = [waves[:, None, :, i] * axis[:, None] for i, axis in enumerate(axes_mm)]
+    angles[0] = angles[0] + waves[:, None, :, 3]  # each [fields, points on the axis, waves]
+    (cos_z, sin_z), (cos_y, sin_y), (cos_x, sin_x) = ((jnp.cos(a), jnp.sin(a)) for a in angles)
+    cos_z, sin_z, cos_y, sin_y = (
+        cos_z[:, :, None],
+        sin_z[:, :, None],
+        cos_y[:, None],
+        sin_y[:, None],
+    )
+    real, imaginary = cos_z * cos_y - sin_z * sin_y, sin_z * cos_y + cos_z * sin_y
+    rows = jnp.concatenate([real, -imaginary], axis=-1)  # [fields, depth, height, 2 waves]
+    columns = jnp.concatenate([cos_x, sin_x], axis=-1)
+    fields = jnp.sqrt(2 / WAVES) * jnp.einsum("fdhn,fwn->fdhw", rows, columns)
     return dict(zip(FIELDS, fields, strict=True))

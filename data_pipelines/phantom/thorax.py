@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.phantom import lungs
+from data_pipelines.phantom.anatomy import LOBULE_MM
 from data_pipelines.phantom.frame import to_scanner
 from data_pipelines.phantom.lungs import Profiles
 from data_pipelines.phantom.placement import PATCH_KINDS, PATCHES
@@ -16,14 +17,15 @@ from data_pipelines.phantom.shapes import (
     blend,
     cover,
     cover_ellipsoid,
+    cover_sheet,
     ellipsoid,
 )
 
 EFFUSION_HU, PERICARDIAL_HU, PERICARDIUM_HU = 10.0, 8.0, 25.0
-EMPHYSEMA_HU, SEPTUM_HU, GAS_HU = -970.0, -150.0, -950.0
+EMPHYSEMA_HU, SEPTUM_HU, FISSURE_HU, GAS_HU = -970.0, -150.0, -560.0, -950.0
 PATCH_HU = {"Consolidation": 40.0, "Lung opacity": -480.0, "Atelectasis": 62.0}
 PATCH_REACH_MM = 76.0
-SEPTA_MM = 1.3
+SEPTA_MM = 2.0
 
 
 def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: Window):
@@ -32,7 +34,7 @@ def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: W
     Returns:
       The volume, the share of aerated lung, and covers by finding.
     """
-    x, y, z, pixel = points
+    x, y, z, _ = points
     side = (x > 0).astype(jnp.int32)
     depth, top = anatomy["effusion_mm"][side], anatomy["effusion_top"][side]
     depth = depth * jnp.clip((top - z) / 60, 0, 1)
@@ -51,13 +53,12 @@ def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: W
     lung_hu = lung_hu + anatomy["mosaic"] * (30 + 105 * patchy)
     holes = in_lobe["emphysema"] * jnp.clip(0.55 + 0.6 * fields["cell"], 0, 1)
     lung_hu = blend(lung_hu, EMPHYSEMA_HU, holes)
-    # Thickened septa are the zero surfaces of two random fields; |f| over the typical slope of f
-    # is the distance to them.
-    line = jnp.minimum(jnp.abs(fields["cell"]) * 3.1, jnp.abs(fields["patch"]) * 5.6)
-    width = SEPTA_MM * in_lobe["septal"]
-    septa = jnp.clip(0.5 + (width - line) / pixel, 0, jnp.minimum(1, 2 * width / pixel))
-    septa = septa * jnp.clip(1.3 + distance / 45, 0.25, 1) * (in_lobe["septal"] > 0)
-    lung_hu = blend(lung_hu + 45 * in_lobe["septal"], SEPTUM_HU, septa)
+    septa = _cover_septa(anatomy, points, fields, distance, in_lobe["septal"])
+    lung_hu = blend(lung_hu + 40 * in_lobe["septal"], SEPTUM_HU, septa)
+    oblique, horizontal = lungs.fissure_distance(anatomy, points)
+    horizontal = jnp.where((x < 0) & (oblique > 0), jnp.abs(horizontal), jnp.inf)
+    fissure = cover_sheet(jnp.minimum(jnp.abs(oblique), horizontal), 0.4, points.extent(0.7))
+    lung_hu = blend(lung_hu, FISSURE_HU, fissure)
     hu = blend(hu, lung_hu, air)
 
     patches = cover_patches(anatomy, points, fields["patch"] + 0.5 * fields["cell"], window)
@@ -71,6 +72,20 @@ def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: W
         covers[name] = share * (air if name == "Lung opacity" else cavity)
         hu = blend(hu, PATCH_HU[name] + 8 * fields["fine"], covers[name])
     return hu, air, covers
+
+
+def _cover_septa(anatomy, points: Points, fields, distance, severity) -> jax.Array:
+    """Walls of the secondary lobules, mostly under the pleura: three families of bent sheets."""
+    rows = anatomy["septa"]
+    line = jnp.inf
+    for row, field, bend in zip(
+        rows, ("coarse", "patch", "coarse"), (0.5, 0.16, -0.7), strict=True
+    ):
+        phase = row[0] * points.x + row[1] * points.y + row[2] * points.z + bend * fields[field]
+        line = jnp.minimum(line, jnp.abs(phase - jnp.round(phase)))
+    thickness = SEPTA_MM * severity
+    sheets = cover_sheet(line * LOBULE_MM, 0.5 * thickness, points.pixel)
+    return sheets * jnp.clip(1.3 + distance / 40, 0.2, 1) * (severity > 0)
 
 
 def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:

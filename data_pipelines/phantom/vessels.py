@@ -7,12 +7,13 @@ the number of ends that a branch feeds, as Murray's law has it.
 
 import numpy as np
 
+from data_pipelines.phantom.heart import coronary_paths
 from data_pipelines.phantom.lungs import LOBES, lobe_weights, lung_distance, profiles_at
 from data_pipelines.phantom.shapes import ellipsoid
 from data_pipelines.phantom.tubes import join, pad, path
 
-ARTERY_LEAVES, VEIN_LEAVES = 24, 16
-AIRWAY_LEAVES = 3  # airways follow arteries that feed at least so many ends
+ARTERY_LEAVES, VEIN_LEAVES = 36, 24
+AIRWAY_LEAVES = 4  # airways follow arteries that feed at least so many ends
 AIRWAY_BRANCHES = 24  # capsules per lobe
 CARINA = (-2.0, 20.0, 44.0)
 HUBS = {"right": (-30.0, 22.0, 20.0), "left": (38.0, 26.0, 8.0)}
@@ -27,10 +28,16 @@ ROOTS = {
 
 
 def sample_great_vessels(patient, rng: np.random.Generator, age: int) -> dict[str, np.ndarray]:
-    """aorta_ends [18, 6], aorta_radii [18]; great_ends [n, 6], great_radii [n]: other vessels."""
+    """Aorta, other great vessels with the coronary arteries, and the oesophagus.
+
+    Returns:
+      aorta_ends [18, 6], aorta_radii [18]; great_ends [n, 6], great_radii [n]; gullet_ends
+      [16, 6], gullet_radii [16].
+    """
     top = float(patient["heart"][1][2] + 0.5 * patient["heart"][1][5])
     wide = rng.normal(1.0, 0.06) * (0.86 + 0.0028 * age)
     arch = rng.normal(64, 4)
+    atrium = patient["heart"][1][:3]
     z = np.array([58.0, 30.0, 0.0, -30.0, -60.0, -100.0, -165.0])
     spine = profiles_at(patient, z).spine_y
     descending = np.stack([(23, 24, 22, 20, 16, 9, 4), spine - 23, z], 1)
@@ -41,7 +48,7 @@ def sample_great_vessels(patient, rng: np.random.Generator, age: int) -> dict[st
     tubes = [
         # Superior vena cava with both brachiocephalic veins, inferior vena cava
         path([(-26, -12, top - 20), (-26, -14, 30), (-24, -16, 76)], (10, 9.5, 9), 5),
-        path([(-20, 0, -50), (-22, 6, -90), (-20, 16, -165)], (12, 12, 12), 5),
+        path([atrium + np.array([-8, 2, -10]), (-17, 6, -70), (-20, 16, -165)], (12, 12, 12), 8),
         path([(-24, -16, 76), (-34, -14, 110), (-40, -6, 150)], (7.5, 7, 6.5), 4),
         path([(-22, -18, 78), (10, -26, 92), (36, -14, 116), (40, -4, 150)], (7, 7, 7, 6), 6),
         # Brachiocephalic trunk, left carotid and subclavian artery
@@ -61,12 +68,21 @@ def sample_great_vessels(patient, rng: np.random.Generator, age: int) -> dict[st
         # Azygos vein
         path([(-9, 34, -150), (-9, 38, 40), (-14, 30, 52), (-22, 0, 50)], (3, 3, 3, 3.5), 12),
     ]
+    tubes += [
+        path(nodes, (1.9,) * len(nodes), len(nodes) - 1)
+        for nodes in coronary_paths(patient["heart"])
+    ]
     great_ends, great_radii = join(tubes)
+    gullet = np.stack([(2, 3, 5, 4, 8, 14, 26), spine - (21, 21, 22, 24, 28, 34, 44), z], 1)
+    gullet[-1, 2] = -140
+    gullet_ends, gullet_radii = path([(2, 30, 150), *gullet], (7, 7, 7, 7, 7.5, 8, 9, 10), 16)
     return {
         "aorta_ends": ends,
         "aorta_radii": aorta_radii,
         "great_ends": great_ends,
         "great_radii": great_radii * rng.normal(1, 0.05),
+        "gullet_ends": gullet_ends,
+        "gullet_radii": gullet_radii,
     }
 
 
@@ -100,7 +116,7 @@ def sample_lung_trees(patient, rng: np.random.Generator) -> dict[str, np.ndarray
         bronchi = _airways(airway, artery, tree)
         _grow(vein, points[ARTERY_LEAVES:], rng, tree)
         ends = np.array([np.concatenate(branch[:2]) for branch in tree])
-        vessels.append((ends, 0.95 * np.array([branch[2] for branch in tree]) ** 0.46))
+        vessels.append((ends, 1.05 * np.array([branch[2] for branch in tree]) ** 0.43))
         lobar = path([HUBS[lobe.split()[0]], airway], (5.0, 4.5), 2)
         airways.append(pad(*join([lobar, bronchi]), AIRWAY_BRANCHES))
     vessel_ends, vessel_radii = join(vessels)
@@ -158,7 +174,7 @@ def _airways(root: np.ndarray, artery: np.ndarray, tree: list[Branch]):
     def moved(point):
         if point is artery:
             return root
-        return point + beside * (1.75 * feeds[id(point)] ** 0.46 + 1.2)
+        return point + beside * (1.8 * feeds[id(point)] ** 0.43 + 1.2)
 
     large = sorted((b for b in tree if b[2] >= AIRWAY_LEAVES), key=lambda branch: -branch[2])
     ends = np.array([np.concatenate([moved(first), moved(second)]) for first, second, _ in large])
