@@ -1,0 +1,223 @@
+"""CT volumes in NIfTI files: any orientation in, RAS out, Hounsfield units on both sides.
+
+A file's affine maps voxel indices to millimetres in a right-handed world whose axes point to the
+patient's right-to-left R+, posterior-to-anterior A+ and inferior-to-superior S+ ends. An oblique
+volume is not resampled on reading: its axes are taken for the nearest anatomical ones and its
+affine is kept.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from nibabel.spatialimages import HeaderDataError
+
+from gct_jax.errors import InputError
+from gct_jax.files import replace_when_done
+
+INTERNAL_AXES = "SPL"  # [depth, height, width]
+LOWEST_HU = -1024.0  # scanners mark voxels outside the field of view by less, down to -8192
+MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 1e-3}
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+
+
+@dataclass(frozen=True, eq=False)
+class CTVolume:
+    """A CT in internal axes.
+
+    Attributes:
+      volume_hu: float32 [depth, height, width] in HU, at least -1024.
+      affine: float64 [4, 4], maps (depth, height, width, 1) indices to RAS+ millimetres.
+      stored_axes: the directions in which the file's own three axes grow, e.g. "LAS".
+      oriented: False if the file states no orientation, so that `affine` is a guess.
+    """
+
+    volume_hu: np.ndarray
+    affine: np.ndarray
+    stored_axes: str
+    oriented: bool = True
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along depth, height and width."""
+        return affine_spacing(self.affine)
+
+
+def affine_spacing(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel spacing along the three axes of a [4, 4] affine, in the affine's unit."""
+    depth, height, width = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(depth), float(height), float(width)
+
+
+def centred_affine(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Affine [4, 4] of an unrotated internal-axes grid whose centre is the world's origin.
+
+    Args:
+      shape: (depth, height, width).
+      spacing_mm: distance between voxel centres along the same axes.
+    """
+    directions = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
+    return _affine_about(np.zeros(3), directions * spacing_mm, shape)
+
+
+def regrid_affine(
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    new_shape: tuple[int, ...],
+    new_spacing_mm: tuple[float, float, float],
+) -> np.ndarray:
+    """Affine of a grid with the same centre and axis directions as the grid (affine, shape)."""
+    centre = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
+    return _affine_about(
+        centre, affine[:3, :3] / affine_spacing(affine) * new_spacing_mm, new_shape
+    )
+
+
+def _affine_about(centre: np.ndarray, steps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = steps
+    affine[:3, 3] = centre - steps @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def read_volume(path: str | Path) -> CTVolume:
+    """Read a CT from `.nii` or `.nii.gz`.
+
+    The header's slope and intercept are applied once, values below -1024 HU (padding) become
+    -1024, and axes are flipped and permuted, never interpolated, to the internal order. Trailing
+    axes of length 1 are dropped: the geometry is then still unambiguous.
+
+    Raises:
+      InputError: the file is missing, damaged or not NIfTI; is not one 3-D volume; has a spacing
+        that is not positive, or NaN or infinite values; or its values cannot be Hounsfield units.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image):
+            raise ImageFileError("not a NIfTI file")
+        affine = _file_affine(path, image)
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or min(shape) < 2:
+            raise InputError(
+                f"{path}: shape {' x '.join(map(str, image.shape))} is not one 3-D volume"
+            )
+        if image.get_data_dtype().kind not in "iuf":
+            raise InputError(f"{path}: voxels of type {image.get_data_dtype()} are not a CT")
+        volume = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not a readable NIfTI volume ({error or 'damaged'})") from error
+
+    transform = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(INTERNAL_AXES)))
+    volume = np.maximum(apply_orientation(volume, transform), LOWEST_HU)
+    require_hounsfield(volume, str(path))
+    return CTVolume(
+        volume_hu=np.ascontiguousarray(volume, dtype=np.float32),
+        affine=affine @ inv_ornt_aff(transform, shape),
+        stored_axes="".join(nib.aff2axcodes(affine)),
+        oriented=image.header["qform_code"] > 0 or image.header["sform_code"] > 0,
+    )
+
+
+def _file_affine(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    """The file's affine in millimetres, float64 [4, 4], or InputError if it places no voxels."""
+    with ImageOpener(str(path)) as file:  # nibabel mends a bad pixdim on loading: look at the bytes
+        pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
+    spacing = np.concatenate([pixdim, affine_spacing(image.affine)])
+    if not np.isfinite(image.affine).all() or not (spacing > 0).all():
+        raise InputError(
+            f"{path}: voxel spacing {pixdim.tolist()} is not positive; repair the header"
+        )
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-3 * np.prod(spacing[3:]):
+        raise InputError(f"{path}: two axes of the affine are parallel; repair the header")
+    to_mm = np.diag([MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0])
+    return to_mm @ image.affine
+
+
+def require_hounsfield(volume_hu: np.ndarray, name: str) -> None:
+    """Raise InputError unless the values can be a CT of the body in Hounsfield units.
+
+    Such a volume has air or lung (-1020 to -300 HU) and fat or soft tissue (-300 to 300 HU), each
+    in more than one voxel of 200. Values exactly at the padding level do not count as air.
+    """
+    low, high = float(volume_hu.min()), float(volume_hu.max())
+    if not np.isfinite([low, high]).all():
+        raise InputError(f"{name}: has NaN or infinite voxels")
+    air = np.mean((volume_hu > -1020) & (volume_hu < -300))
+    tissue = np.mean(np.abs(volume_hu) <= 300)
+    if air > 0.005 and tissue > 0.005:
+        return
+    if low == high:
+        reason = "all voxels are equal"
+    elif low >= -1 and high <= 1:
+        reason = "the values look scaled to a unit range; multiply them back to HU"
+    elif low >= 0 and high <= 255:
+        reason = "the values look like 8-bit grey levels"
+    elif air <= 0.005:
+        reason = "there is no air or lung; was the rescale intercept left out?"
+    else:
+        reason = "there is no soft tissue; was the rescale intercept applied twice?"
+    raise InputError(f"{name}: values from {low:g} to {high:g} are not HU: {reason}")
+
+
+def write_volume(
+    path: str | Path, volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> None:
+    """Write an internal-axes volume in RAS order, its centre at the world's origin.
+
+    Args:
+      path: ends in `.nii` or `.nii.gz`; replaced as a whole or left as it was.
+      volume_hu: [depth, height, width] in HU; rounded and stored as int16.
+      spacing_mm: distance between voxel centres along the same axes.
+
+    Raises:
+      InputError: another suffix, values that are not finite, or a path that cannot be written.
+    """
+    write_placed_volume(path, volume_hu, centred_affine(volume_hu.shape, spacing_mm))
+
+
+def write_placed_volume(
+    path: str | Path, volume_hu: np.ndarray, affine: np.ndarray, axes: str = "RAS"
+) -> None:
+    """Write an internal-axes volume where `affine` places it, stored with the given axes.
+
+    Args:
+      path: ends in `.nii` or `.nii.gz`; replaced as a whole or left as it was.
+      volume_hu: [depth, height, width] in HU; rounded and stored as int16, slope 1, intercept 0.
+      affine: [4, 4] from (depth, height, width) indices to RAS+ mm, as `CTVolume.affine`.
+      axes: directions in which the three stored axes grow, as `CTVolume.stored_axes`.
+
+    Raises:
+      InputError: another suffix, values that are not finite, or a path that cannot be written.
+    """
+    if not str(path).endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: the name of a volume must end in .nii or .nii.gz")
+    if not np.isfinite(volume_hu).all():
+        raise InputError(f"{path}: not written, the volume has NaN or infinite voxels")
+    limits = np.iinfo(np.int16)
+    stored = np.rint(volume_hu).clip(limits.min, limits.max).astype(np.int16)
+    transform = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(axes)))
+    stored = apply_orientation(stored, transform)
+
+    image = nib.Nifti1Image(stored, affine @ inv_ornt_aff(transform, volume_hu.shape))
+    image.header.set_slope_inter(1.0, 0.0)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, code="scanner")
+    image.set_qform(image.affine, code="scanner")
+    with replace_when_done(path) as temporary:
+        nib.save(image, temporary)
