@@ -6,7 +6,7 @@
     python -m launch.train --config configs/demo.py:maskgit --workdir out/demo/maskgit \\
         --from out/demo/ctvit
     python -m launch.train --config configs/demo.py:superres --workdir out/demo/superres \\
-        --from out/demo/ctvit out/demo/maskgit
+        --from out/demo/ctvit --from out/demo/maskgit
     python -m launch.export_model out/demo/ctvit out/demo/maskgit out/demo/superres \\
         --out gct_jax/assets/demo
 
@@ -55,9 +55,9 @@ def model() -> ModelConfig:
             max_sequence_length=2048,  # up to 32 token frames: 125 slices
             dim=192,
             context_dim=128,
-            depth=6,
-            heads=4,
-            dim_head=48,
+            depth=4,
+            heads=2,
+            dim_head=96,
         ),
         t5=T5Config(
             vocab_size=640, dim=128, depth=3, heads=4, dim_head=32, mlp_dim=256, max_length=96
@@ -97,14 +97,14 @@ def ctvit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=2000,
-            batch_size=8,
-            eval_every=250,
-            sample_every=250,
-            checkpoint_every=200,
+            steps=1500,
+            batch_size=4,
+            eval_every=350,
+            sample_every=350,
+            checkpoint_every=100,
             log_every=25,
         ),
-        data=DataConfig(cases=6144, held_out=32),
+        data=DataConfig(cases=4608, held_out=32),
         # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
         ctvit=CTViTTraining(
             commitment_weight=0.02,
@@ -131,14 +131,14 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=1000,
-            batch_size=16,
+            steps=1800,
+            batch_size=8,
             eval_every=250,
             sample_every=250,
             checkpoint_every=100,
             log_every=25,
         ),
-        data=DataConfig(cases=6144, held_out=32),
+        data=DataConfig(cases=4608, held_out=32),
         maskgit=MaskGitTraining(train_text_encoder=True),
     )
 

@@ -24,9 +24,37 @@ from gct_jax.errors import ConfigError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
-# Path pattern -> layout of a parameter, the first match counts. The same patterns find a
-# parameter's Adam moments and average, whose paths end alike.
-PARAMETER_RULES: tuple[tuple[str, P], ...] = ((r".*", P()),)
+REPLICATED = P()
+COLUMNS = P("fsdp", "tensor")  # [in, out]: each tensor shard computes a part of the outputs
+ROWS = P("tensor", "fsdp")  # [in, out]: each tensor shard sums over a part of the inputs
+CONVOLUTION = P(None, None, "fsdp", "tensor")  # [height, width, in, out]
+
+# Path pattern -> layout of a parameter; the first match of the parameter's rank counts, P() is for
+# any rank. A parameter's Adam moments and average have paths that end alike and so follow it.
+PARAMETER_RULES: tuple[tuple[str, P], ...] = (
+    # small: norms, biases, learned vectors, the position MLPs, depthwise kernels, the codebook
+    (r"(scale|bias|frequencies)$", REPLICATED),
+    (r"(null_key|null_value|null/key_value|null_tokens|null_vector)$", REPLICATED),
+    (r"(pool/latents|pool/positions|relpos_bias/rel_embedding)$", REPLICATED),
+    (r"(position_bias|spatial_bias)/\w+/kernel$", REPLICATED),
+    (r"(peg|to_score|context_gate/position|\w+_local)/kernel$", REPLICATED),
+    (r"codebook/(embedding|cluster_size)$", REPLICATED),
+    # transformers: heads and hidden units over "tensor", back to the residual stream
+    (r"(query|key|value|gate|wide|wi_\d)/kernel$", COLUMNS),
+    (r"/(out|wo)/kernel$", ROWS),
+    (r"(token|token_embedder)/embedding$", ROWS),
+    (r"embedding/position$", P(None, "fsdp")),
+    # CT-ViT's patches, MaskGIT's vocabulary
+    (r"(linear|pixels|first_pixels|to_logits)/kernel$", COLUMNS),
+    (r"(logit|dense_\d)/kernel$", COLUMNS),
+    # U-Net: dense layers of its conditioning, 1x1 convolutions
+    (r"(hidden|tokens|vector|vector_hidden|text|mean_latents|time)/kernel$", COLUMNS),
+    (r"(residual|conv|conv1)/kernel$", COLUMNS),
+    # convolutions of U-Net, discriminator and perceptual network
+    (r"initial_conv/kernel(_\d+)?$", P(None, None, None, "tensor")),
+    (r"(conv\w*|final_conv|downsample|residual)/kernel$", CONVOLUTION),
+    (r"down_\d+_resize/kernel(_\d+)?$", CONVOLUTION),
+)
 
 
 def make_mesh(shape: tuple[int, ...], devices: list[jax.Device] | None = None) -> Mesh:
@@ -50,14 +78,12 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     axis does not divide.
 
     Raises:
-      ConfigError: no pattern matches the path, or the pattern is for another rank.
+      ConfigError: no pattern matches.
     """
     if math.prod(shape) == 1:
         return P()
     for pattern, spec in PARAMETER_RULES:
-        if re.search(pattern, path):
-            if len(spec) > len(shape):
-                raise ConfigError(f"sharding rule {pattern} has more axes than {path} {shape}")
+        if len(spec) in (0, len(shape)) and re.search(pattern, path):
             axes = [
                 axis if axis is not None and size % mesh.shape[axis] == 0 else None
                 for axis, size in zip(spec, shape, strict=False)

@@ -4,16 +4,17 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from data_pipelines.phantom import batches, pool
 from data_pipelines.phantom.grid import Grid
-from gct_jax.config import ModelConfig, module_fields
+from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.models.ctvit import CTViT
+from gct_jax.parts import build_part
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Parts
@@ -62,13 +63,14 @@ def _low_grid(model: ModelConfig) -> Grid:
 
 def _high_grid(model: ModelConfig) -> Grid:
     low = _low_grid(model)
+    assert model.diffusion is not None  # check_parts_fit: a model with a U-Net has it
     size = model.diffusion.image_size
     return Grid(
         low.depth, size, size, low.slice_spacing_mm, low.pixel_spacing_mm * low.width / size
     )
 
 
-def _volumes(config: TrainConfig, folder: Path) -> Callable[[int], np.ndarray]:
+def _volumes(config: TrainConfig, folder: Path) -> batches.Arrays:
     """The low-resolution volumes: prepared files, or rendered anew each time."""
     grid = _low_grid(config.model)
     if not config.data.prepare:
@@ -125,7 +127,7 @@ def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: P
 MAKERS = {"ctvit": _ctvit_batches, "maskgit": _maskgit_batches, "superres": _superres_batches}
 
 
-def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[CTViT, dict, str]:
+def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, str]:
     """CT-ViT, its variables, and a tag of its weights that names what was made with it."""
     if "ctvit" not in parts.variables:
         raise ConfigError(f"stage {config.stage} needs CT-ViT: --from the ctvit folder")
@@ -133,16 +135,19 @@ def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[CTViT, dict, 
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
-    return CTViT(**module_fields(config.model.ctvit)), variables, digest.hexdigest()[:8]
+    return build_part(config.model, "ctvit"), variables, digest.hexdigest()[:8]
 
 
 def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable:
     """Texts -> int32 ids, with the earlier stage's vocabulary or one made of phantom reports."""
+    t5 = config.model.t5
+    if t5 is None:
+        raise ConfigError(f"stage {config.stage} needs model.t5")
     path = workdir / "tokenizer.model"
     if not path.exists():
         if parts.tokenizer is not None:
             path.write_bytes(parts.tokenizer)
         else:
             reports = (batches.report(case, 0, 0) for case in range(VOCABULARY_REPORTS))
-            train_vocabulary(reports, path, config.model.t5.vocab_size)
-    return partial(Tokenizer.load(path).encode_batch, max_length=config.model.t5.max_length)
+            train_vocabulary(reports, path, t5.vocab_size)
+    return partial(Tokenizer.load(path).encode_batch, max_length=t5.max_length)

@@ -3,9 +3,10 @@
     python -m launch.train --config configs/demo.py:ctvit --workdir out/ctvit
     python -m launch.train --config configs/demo.py:maskgit --workdir out/maskgit --from out/ctvit
     python -m launch.train --config configs/demo.py:superres --workdir out/superres \\
-        --from out/ctvit out/maskgit loop.steps=2000 optimizer.learning_rate=1e-4
+        --from out/ctvit --from out/maskgit loop.steps=2000 optimizer.learning_rate=1e-4
 
-`--from` takes training folders and model folders. Running the same command again resumes.
+`--from` takes training folders and model folders, `field=value` changes the configuration. Running
+the same command again resumes.
 """
 
 import argparse
@@ -24,11 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--from",
         dest="sources",
-        nargs="+",
+        action="append",
         type=Path,
         default=[],
         metavar="FOLDER",
-        help="training or model folders of the earlier stages",
+        help="training or model folder of an earlier stage; may be given several times",
     )
     parser.add_argument(
         "--multi-host",
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="one process per host; find the others through the cluster",
     )
     parser.add_argument("overrides", nargs="*", metavar="field=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         run(options)
     except GctError as error:

@@ -21,5 +21,5 @@ train() {
 }
 train ctvit
 train maskgit --from "$folder/ctvit"
-train superres --from "$folder/ctvit" "$folder/maskgit"
+train superres --from "$folder/ctvit" --from "$folder/maskgit"
 python -m launch.export_model "$folder/ctvit" "$folder/maskgit" "$folder/superres" --out "$model"

@@ -8,12 +8,13 @@ epoch p div n: every case comes once per epoch.
 import functools
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from data_pipelines.phantom.case import sample_description
 from data_pipelines.phantom.report import write_report
 
-Arrays = Callable[[int], np.ndarray]  # case number -> array
+Arrays = Callable[[int], np.ndarray | jax.Array]  # case number -> array
 Batch = dict[str, np.ndarray]
 
 
@@ -38,7 +39,7 @@ def batch_cases(
     ]
 
 
-def unit_intensity(volume_hu: np.ndarray) -> np.ndarray:
+def unit_intensity(volume_hu: np.ndarray | jax.Array) -> np.ndarray:
     """HU as the models see it: float32 HU / 1000 in [-1, 1], with a channel axis."""
     return np.clip(np.asarray(volume_hu, np.float32) / 1000, -1, 1)[..., None]
 

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines.phantom import report_phrases as phrases
 
 if TYPE_CHECKING:
-    from data_pipelines.phantom.case import Case, Finding
+    from data_pipelines.phantom.case import Case, Description, Finding
 
 TERSE = 0.25  # share of reports in telegram style, without denials
 JOIN = 0.12  # chance that two findings share a sentence
@@ -21,7 +21,7 @@ MAX_WORDS = 45  # denials stop here, so that typical reports fit the text encode
 LONG_LIST = 4  # with more findings than this each gets its terse phrase
 
 
-def write_report(case: "Case", rng: np.random.Generator) -> str:
+def write_report(case: "Case | Description", rng: np.random.Generator) -> str:
     """Report of `case` in the form "<age> years old <sex>: <sentences>".
 
     Args:
