@@ -29,7 +29,15 @@ from gct_jax.files import replace_when_done
 INTERNAL_AXES = "SPL"  # [depth, height, width]
 LOWEST_HU = -1024.0  # scanners mark voxels outside the field of view by less, down to -8192
 MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 1e-3}
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+UNREADABLE = (  # what nibabel raises on files that are damaged in different places
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,14 +131,13 @@ def read_volume(path: str | Path) -> CTVolume:
     except UNREADABLE as error:
         raise InputError(f"{path}: not a readable NIfTI volume ({error or 'damaged'})") from error
 
-    transform = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(INTERNAL_AXES)))
-    volume = np.maximum(apply_orientation(volume, transform), LOWEST_HU)
     require_hounsfield(volume, str(path))
+    transform = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(INTERNAL_AXES)))
     return CTVolume(
-        volume_hu=np.ascontiguousarray(volume, dtype=np.float32),
+        volume_hu=np.maximum(apply_orientation(volume, transform), LOWEST_HU, order="C"),
         affine=affine @ inv_ornt_aff(transform, shape),
         stored_axes="".join(nib.aff2axcodes(affine)),
-        oriented=image.header["qform_code"] > 0 or image.header["sform_code"] > 0,
+        oriented=bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0),
     )
 
 
@@ -153,7 +160,7 @@ def require_hounsfield(volume_hu: np.ndarray, name: str) -> None:
     """Raise InputError unless the values can be a CT of the body in Hounsfield units.
 
     Such a volume has air or lung (-1020 to -300 HU) and fat or soft tissue (-300 to 300 HU), each
-    in more than one voxel of 200. Values exactly at the padding level do not count as air.
+    in more than one voxel of 200. Padding (-1024 HU and less) does not count as air.
     """
     low, high = float(volume_hu.min()), float(volume_hu.max())
     if not np.isfinite([low, high]).all():

@@ -103,7 +103,7 @@ def _annotate(tile: Image.Image, window: str, plane: str, edges: str) -> None:
     width, height = tile.size
     _outlined(tile, (8, 6), plane, TEXT_COLOUR, small, "la")
     _outlined(tile, (8, height - 6), window, TEXT_COLOUR, small, "ls")
-    left, right, top, bottom = edges
+    left, right, top, bottom = tuple(edges)
     _outlined(tile, (8, height // 2), left, LETTER_COLOUR, large, "lm")
     _outlined(tile, (width - 8, height // 2), right, LETTER_COLOUR, large, "rm")
     _outlined(tile, (width // 2, 8), top, LETTER_COLOUR, large, "mt")
