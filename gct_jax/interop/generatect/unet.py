@@ -41,7 +41,9 @@ def unet_from_reference(state: State, **not_inferable: Any) -> tuple[UNetConfig,
     config = infer_config(state, **not_inferable)
     recorder = _Recorder(state)
     params = _unet(recorder, config)
-    unused = sorted(set(state) - recorder.used - {"null_text_embed", "null_text_hidden"})
+    # Without text the reference keeps these, but nothing reads them.
+    idle = () if config.text_embed_dim is not None else ("null_text_", "attn_pool.")
+    unused = sorted(name for name in set(state) - recorder.used if not name.startswith(idle))
     if unused:
         raise ModelFolderError(
             f"the weights hold {len(unused)} unexpected tensor(s), first {unused[0]!r}"
