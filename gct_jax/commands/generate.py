@@ -2,18 +2,18 @@
 
 import argparse
 import contextlib
-import csv
 import importlib.metadata
 import json
-import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gct_jax import __version__
+from gct_jax.commands.argument_types import count, seed_number, weight
+from gct_jax.commands.prompt_table import Request, read_prompt_table
 from gct_jax.errors import InputError
 from gct_jax.files import replace_files_when_done
 
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from gct_jax.text import TokenizedText
 
 EXAMPLE = "58 years old female: Large left pleural effusion. Cardiomegaly."
-
-
-class Request(NamedTuple):
-    """One volume to make: its prompt, random seed and output folder."""
-
-    prompt: str
-    seed: int
-    folder: Path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -60,28 +52,6 @@ def add_parser(subparsers: Any) -> None:
         "--no-superres", action="store_true", help="stop at the low-resolution volume"
     )
     parser.set_defaults(run=run)
-
-
-def count(text: str) -> int:
-    """Argument type: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
-def seed_number(text: str) -> int:
-    """Argument type: an integer in [0, 2^32)."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def weight(text: str) -> float:
-    """Argument type: a finite number of at least 0."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -127,44 +97,6 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
     if arguments.prompt is not None:
         return [Request(arguments.prompt, arguments.seed, arguments.out)]
     return read_prompt_table(arguments.prompts, arguments.seed, arguments.out)
-
-
-def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
-    """Requests of a CSV file with the column `prompt` and optional columns `name` and `seed`.
-
-    Raises:
-      InputError: the file cannot be read, has no prompts, or a row is not usable; names the line.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = list(reader.fieldnames or [])
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
-    if "prompt" not in columns:
-        raise InputError(f"{path} has no column 'prompt'; its columns are {columns}")
-    if not rows:
-        raise InputError(f"{path} holds no prompts")
-    requests: dict[str, Request] = {}
-    for index, (line, row) in enumerate(rows):
-        where = f"{path} line {line}"
-        if None in row:
-            raise InputError(f"{where} has too many cells; put prompts with commas in quotes")
-        prompt = (row["prompt"] or "").strip()
-        if not prompt:
-            raise InputError(f"{where}: the prompt is empty")
-        name = (row.get("name") or "").strip() or f"{index + 1:04d}"
-        if Path(name).name != name or name in requests:
-            raise InputError(f"{where}: name '{name}' is used twice or is no plain folder name")
-        try:
-            seed = seed_number((row.get("seed") or "").strip() or str(first_seed + index))
-        except argparse.ArgumentTypeError as error:
-            raise InputError(f"{where}: seed {error}") from None
-        requests[name] = Request(prompt, seed, out / name)
-    return list(requests.values())
 
 
 def choose_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Settings", int]:

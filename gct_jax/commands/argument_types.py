@@ -1,0 +1,32 @@
+"""Types of command-line options: text to a checked value, or one line that says what is wrong."""
+
+import argparse
+import contextlib
+
+MOST_STEPS = 100_000
+LARGEST_SEED = 2**32 - 1
+LARGEST_WEIGHT = 1000.0
+
+
+def _whole_number(text: str, least: int, most: int) -> int:
+    if not (text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} to {most}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A number of steps or slices."""
+    return _whole_number(text, 1, MOST_STEPS)
+
+
+def seed_number(text: str) -> int:
+    """A random seed."""
+    return _whole_number(text, 0, LARGEST_SEED)
+
+
+def weight(text: str) -> float:
+    """A guidance weight."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= LARGEST_WEIGHT:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to {LARGEST_WEIGHT:g}")

@@ -1,0 +1,55 @@
+"""Tables of prompts for `generate --prompts`."""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from gct_jax.commands.argument_types import seed_number
+from gct_jax.errors import InputError
+
+
+class Request(NamedTuple):
+    """One volume to make: its prompt, random seed and output folder."""
+
+    prompt: str
+    seed: int
+    folder: Path
+
+
+def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
+    """Requests of a CSV file with the column `prompt` and optional columns `name` and `seed`.
+
+    Raises:
+      InputError: the file cannot be read, has no prompts, or a row is not usable; names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = list(reader.fieldnames or [])
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    if "prompt" not in columns:
+        raise InputError(f"{path} has no column 'prompt'; its columns are {columns}")
+    if not rows:
+        raise InputError(f"{path} holds no prompts")
+    requests: dict[str, Request] = {}
+    for index, (line, row) in enumerate(rows):
+        where = f"{path} line {line}"
+        if None in row:
+            raise InputError(f"{where} has too many cells; put prompts with commas in quotes")
+        prompt = (row["prompt"] or "").strip()
+        if not prompt:
+            raise InputError(f"{where}: the prompt is empty")
+        name = (row.get("name") or "").strip() or f"{index + 1:04d}"
+        if Path(name).name != name or name == ".." or name in requests:
+            raise InputError(f"{where}: name '{name}' is used twice or is no plain folder name")
+        try:
+            seed = seed_number((row.get("seed") or "").strip() or str(first_seed + index))
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"{where}: seed {error}") from None
+        requests[name] = Request(prompt, seed, out / name)
+    return list(requests.values())
