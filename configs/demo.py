@@ -78,7 +78,7 @@ def model() -> ModelConfig:
             resnet_groups=(8, 8, 8),
         ),
         diffusion=DiffusionConfig(image_size=256),
-        sampling=SamplingConfig(steps=18, guidance=3.0),
+        sampling=SamplingConfig(steps=18, guidance=3.0, superres_steps=8, superres_solver="dpm++"),
     )
 
 
@@ -104,7 +104,7 @@ def ctvit() -> TrainConfig:
             checkpoint_every=100,
             log_every=25,
         ),
-        data=DataConfig(cases=4608, held_out=32),
+        data=DataConfig(cases=3328, held_out=32),
         # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
         ctvit=CTViTTraining(
             commitment_weight=0.02,
@@ -131,14 +131,14 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=1800,
-            batch_size=8,
+            steps=2000,
+            batch_size=4,
             eval_every=250,
             sample_every=250,
             checkpoint_every=100,
             log_every=25,
         ),
-        data=DataConfig(cases=4608, held_out=32),
+        data=DataConfig(cases=3328, held_out=32),
         maskgit=MaskGitTraining(train_text_encoder=True),
     )
 
@@ -157,13 +157,13 @@ def superres() -> TrainConfig:
             ema_decay=0.995,
         ),
         loop=LoopConfig(
-            steps=1000,
-            batch_size=4,
+            steps=1300,
+            batch_size=8,
             eval_every=250,
             sample_every=500,
             checkpoint_every=100,
             log_every=25,
         ),
-        data=DataConfig(cases=512, held_out=16, slices_per_case=8),
-        superres=SuperResTraining(low_res_noise_max=0.3),
+        data=DataConfig(cases=256, held_out=16, slices_per_case=8),
+        superres=SuperResTraining(low_res_noise_max=0.3, crop=128),
     )
