@@ -11,6 +11,10 @@
 #     superres       slices at 64 x 64 and 256 x 256, U-Net
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# glibc gives large buffers back to the kernel after each step and faults them in again in the next,
+# a quarter of a CPU step's time; this keeps them.
+export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
+
 folder=${1:-out/demo}
 model=${2:-gct_jax/assets/demo}
 train() {
