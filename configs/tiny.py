@@ -19,7 +19,6 @@ from gct_jax.config import (
     VolumeConfig,
 )
 from gct_jax.training.config import (
-    CTViTTraining,
     DataConfig,
     LoopConfig,
     MaskGitTraining,
@@ -97,8 +96,8 @@ def _run(stage: str, **options) -> TrainConfig:
 
 
 def ctvit() -> TrainConfig:
-    """CT-ViT with its discriminator."""
-    return _run("ctvit", ctvit=CTViTTraining(adversarial=True, discriminator_every=2))
+    """CT-ViT without a discriminator."""
+    return _run("ctvit")
 
 
 def maskgit() -> TrainConfig:

@@ -58,7 +58,8 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(shape: tuple[int, ...], devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh over ("data", "fsdp", "tensor"); one entry of `shape` may be -1.
+    """Mesh over ("data", "fsdp", "tensor"); one entry of `shape` may be -1. A single process may
+    use fewer devices than there are, the first ones.
 
     Raises:
       ConfigError: the shape does not fit the number of devices.
@@ -66,11 +67,14 @@ def make_mesh(shape: tuple[int, ...], devices: list[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     known = math.prod(size for size in shape if size != -1)
     resolved = tuple(len(devices) // known if size == -1 else size for size in shape)
-    if len(shape) != len(AXES) or math.prod(resolved) != len(devices):
+    used = math.prod(resolved)
+    whole = jax.process_count() > 1 or -1 in shape
+    if len(shape) != len(AXES) or not 0 < used <= len(devices) or (whole and used < len(devices)):
         raise ConfigError(
             f"loop.mesh = {tuple(shape)} (data, fsdp, tensor) does not fit {len(devices)} devices"
         )
-    return jax.make_mesh(resolved, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(resolved, AXES, axis_types=axis_types, devices=devices[:used])
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

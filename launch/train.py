@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
         data.batches,
         pretrained=parts.variables,
         held_out=data.held_out,
-        sample_images=sample_function(config, parts, data),
+        # A sample needs all of the state in one place, which no host of several has.
+        sample_images=None if options.multi_host else sample_function(config, parts, data),
     )
 
 

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from gct_jax.errors import ConfigError
 from gct_jax.sharding import make_mesh, shard_batch, state_shardings
 from gct_jax.training.checkpoint import Checkpoints
 from gct_jax.training.config import LoopConfig
@@ -63,9 +64,16 @@ def train(
 
     Raises:
       GctError: a metric is not finite (nothing is saved from that point on).
+      ConfigError: the mesh does not fit the devices or the batch.
     """
     # --- Devices: shapes first, then the layout, then the arrays themselves
     mesh = make_mesh(config.mesh)
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shares:
+        raise ConfigError(
+            f"loop.batch_size = {config.batch_size} cannot be split over data x fsdp = {shares} "
+            "devices; change it or loop.mesh"
+        )
     root_key = jax.random.key(config.seed)
     abstract = jax.eval_shape(stage.init_state, root_key, pretrained)
     shardings = state_shardings(abstract, mesh)
@@ -91,7 +99,8 @@ def train(
             state = saved.restore(with_shardings(abstract, shardings))
         start = int(state.step)
 
-        with MetricsWriter(workdir, start) as writer, stop_requests() as stop_requested:
+        writes = jax.process_index() == 0
+        with MetricsWriter(workdir, start, writes) as writer, stop_requests() as stop_requested:
             # --- Train
             stream = batches(start)
             window: list[tuple[int, dict[str, jax.Array]]] = []
@@ -102,6 +111,7 @@ def train(
                 total=config.steps,
                 unit="step",
                 dynamic_ncols=True,
+                disable=not writes,
             )
             for step in bar:
                 state, metrics = train_step(state, shard_batch(next(stream), mesh))
@@ -110,8 +120,9 @@ def train(
                 jax.block_until_ready(window[-1:])
                 window.append((step, metrics))
                 last = step == config.steps or stop_requested() or saved.preempted(step)
+                saves = last or is_due(step, config.checkpoint_every)
 
-                if last or step % config.log_every == 0:
+                if saves or is_due(step, config.log_every):  # the watchdog sees what is saved
                     means = mean_metrics(jax.device_get(window))
                     seconds = (time.perf_counter() - since) / len(window)
                     writer.scalars(step, {**means, "seconds_per_step": seconds})
@@ -121,7 +132,7 @@ def train(
                     writer.scalars(step, evaluate(eval_step, state, held_out, mesh))
                 if sample_images and (last or is_due(step, config.sample_every)):
                     writer.images(step, sample_images(state))
-                if last or is_due(step, config.checkpoint_every):
+                if saves:
                     saved.save(state)
                 if last:
                     break

@@ -15,13 +15,17 @@ from gct_jax.errors import GctError
 
 
 class MetricsWriter:
-    """Appends to `folder/metrics.jsonl` and `folder/tensorboard`, images to `folder/samples`.
+    """Appends to `folder/metrics.jsonl` and `folder/tensorboard`, images to `folder/samples`; does
+    nothing where `active` is False (all processes but one).
 
     A resumed run starts at `start_step`; what an interrupted run wrote beyond it is dropped, so
     every step appears once.
     """
 
-    def __init__(self, folder: Path, start_step: int):
+    def __init__(self, folder: Path, start_step: int, active: bool = True):
+        self._active = active
+        if not active:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         path = folder / "metrics.jsonl"
@@ -34,6 +38,8 @@ class MetricsWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line for `step`."""
+        if not self._active:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -41,6 +47,8 @@ class MetricsWriter:
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Write uint8 images [height, width] or [height, width, 3] as PNG and to TensorBoard."""
+        if not self._active:
+            return
         folder = self._folder / "samples"
         folder.mkdir(exist_ok=True)
         for name, image in images.items():
@@ -56,8 +64,9 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        if self._active:
+            self._file.close()
+            self._board.close()
 
 
 def mean_metrics(window: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:

@@ -107,7 +107,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path):
 
     logged = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in logged if "loss" in entry]
-    assert len(losses) == 6 and losses[-1] < 0.5 * losses[0]
+    assert len(losses) == 7 and losses[-1] < 0.5 * losses[0]
     assert [entry["step"] for entry in logged if "eval/loss" in entry] == [6, 12]
     assert sorted(p.name for p in (tmp_path / "a/samples").iterdir()) == [
         "0000006_seven.png",
@@ -117,7 +117,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path):
     steps = [
         json.loads(line)["step"] for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()
     ]
-    assert steps == [2, 4, 6, 8, 10, 12]
+    assert steps == [2, 4, 5, 6, 8, 10, 12]  # log_every 2, checkpoint_every 5, no step twice
 
 
 def test_checkpoint_restores_on_another_mesh_and_only_the_last_are_kept(tmp_path):
@@ -152,7 +152,12 @@ def test_watchdog_names_the_metric_and_step_and_saves_nothing(tmp_path):
 
 
 def test_mesh_that_does_not_fit_the_devices_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"\(3, 1, 1\).*8 devices"):
+    with pytest.raises(ConfigError, match=r"\(3, 3, 1\).*8 devices"):
+        run(tmp_path, mesh=(3, 3, 1))
+
+
+def test_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"batch_size = 8 .* = 3 devices"):
         run(tmp_path, mesh=(3, 1, 1))
 
 

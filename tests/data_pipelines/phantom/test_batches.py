@@ -1,0 +1,93 @@
+"""Order and content of phantom batches, and the pool of prepared cases."""
+
+import numpy as np
+import pytest
+
+from data_pipelines.phantom import batches, pool
+from data_pipelines.phantom.report_parser import parse_report
+
+
+def test_every_case_comes_once_per_epoch_in_an_order_of_its_own():
+    epochs = [
+        [
+            case
+            for step in range(5 * epoch, 5 * epoch + 5)
+            for case in batches.batch_cases(3, step, 4, 20)
+        ]
+        for epoch in range(2)
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == [case for step in range(5) for case in batches.batch_cases(3, step, 4, 20)]
+
+
+def test_a_batch_may_cross_an_epoch():
+    first, second = batches.batch_cases(0, 0, 4, 6), batches.batch_cases(0, 1, 4, 6)
+    assert sorted(first + second[:2]) == list(range(6))
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_processes_share_the_global_batch(step):
+    whole = batches.batch_cases(1, step, 8, 30)
+    shares = [batches.batch_cases(1, step, 8, 30, (index, 4)) for index in range(4)]
+    assert [case for share in shares for case in share] == whole
+
+
+def test_stream_started_later_continues_the_same_sequence():
+    def collect(start):
+        stream = batches.stream(lambda step, cases: (step, cases), start, 5, 2, 9)
+        return [next(stream) for _ in range(12 - start)]
+
+    assert collect(0)[7:] == collect(7)
+
+
+def test_intensity_is_clipped_thousandths_of_hu():
+    values = batches.unit_intensity(np.array([[[-1500, -1000, 0, 40, 3000]]], np.int16))
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values.ravel(), [-1, -1, 0, 0.04, 1])
+
+
+def test_report_varies_with_the_step_and_states_the_same_findings():
+    texts = {batches.report(11, 0, step) for step in range(6)}
+    assert len(texts) > 1
+    assert texts == {batches.report(11, 0, step) for step in range(6)}
+    found = [{finding.name for finding in parse_report(text).findings} for text in texts]
+    assert all(names == found[0] for names in found)
+
+
+def test_pool_resumes_and_reads_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "SHARD", 3)
+    made = []
+
+    def make(case):
+        made.append(case)
+        return np.full((2, 2), case, np.int16), np.float32(case) / 2
+
+    pool.prepare(tmp_path, ("a", "b"), 7, make)
+    assert made == list(range(7))
+    pool.shard_path(tmp_path, "b", 1).unlink()
+    pool.prepare(tmp_path, ("a", "b"), 7, make)
+    assert made[7:] == [3, 4, 5]
+    a, b = pool.Shards(tmp_path, "a"), pool.Shards(tmp_path, "b")
+    for case in (0, 4, 6):
+        np.testing.assert_array_equal(a(case), np.full((2, 2), case))
+        assert b(case) == case / 2
+
+
+def test_slices_of_a_batch_belong_together():
+    low = {
+        case: np.full((4, 2, 2), 100 * case, np.int16) + np.arange(4)[:, None, None]
+        for case in range(3)
+    }
+    high = {case: np.kron(array, np.ones((1, 2, 2), np.int16)) for case, array in low.items()}
+    batch = batches.slice_batch(
+        low.__getitem__,
+        high.__getitem__,
+        lambda texts: np.zeros((len(texts), 5), np.int32),
+        0,
+        4,
+        [2, 0],
+    )
+    assert batch["low_res"].shape == (2, 2, 2, 1) and batch["high_res"].shape == (2, 4, 4, 1)
+    np.testing.assert_array_equal(batch["low_res"][:, 0, 0], batch["high_res"][:, -1, -1])
+    assert batch["low_res"][0, 0, 0, 0] == pytest.approx(0.2, abs=0.004)

@@ -1,0 +1,96 @@
+"""From a config file to a model folder, on the tiny model and phantom."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_model import quick_compilation
+
+from data_pipelines.phantom import pool
+from gct_jax.model_folder import load_model
+from gct_jax.parts import PARTS
+from launch import export_model, train
+
+
+def bright_balls(grid):
+    """Stands in for the phantom's renderer, which takes seconds to compile."""
+    z, y, x = (
+        axis.reshape(-1, *[1] * n) for axis, n in zip(grid.axes_mm(), (2, 1, 0), strict=True)
+    )
+
+    def volume(case):
+        radius = 60 + 10 * (case % 9)
+        return np.where(z**2 + y**2 + x**2 < radius**2, 40, -900).astype(np.int16)
+
+    return volume
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_compilation(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "renderer", bright_balls)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+def run(folder, stage, sources=(), overrides=()):
+    workdir = folder / stage
+    arguments = ["--config", f"configs/tiny.py:{stage}", "--workdir", str(workdir)]
+    for name in sources:
+        arguments += ["--from", str(folder / name)]
+    arguments += ["loop.mesh=[1, 1, 1]", f"data.folder={folder / 'pool'}", *overrides]
+    assert train.main(arguments) == 0
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_three_stages_make_a_model_folder(folder):
+    ctvit = run(folder, "ctvit")
+    assert {"codebook/usage", "codebook/perplexity", "psnr"} <= set(ctvit[0])
+    assert ctvit[-1]["eval/reconstruction"] < ctvit[1]["reconstruction"]
+    maskgit = run(folder, "maskgit", ["ctvit"])
+    assert {"accuracy", "norm/gradient", "norm/update", "learning_rate"} <= set(maskgit[0])
+    run(folder, "superres", ["ctvit", "maskgit"])
+    for stage in ("ctvit", "maskgit", "superres"):
+        assert {path.name for path in (folder / stage / "samples").iterdir()} == {
+            f"0000020_{window}.png" for window in ("raw", "lung", "mediastinal")
+        }
+    sources = [str(folder / stage) for stage in ("ctvit", "maskgit", "superres")]
+    assert export_model.main([*sources, "--out", str(folder / "model")]) == 0
+    model = load_model(folder / "model")
+    for part in PARTS:
+        assert model.variables(part)["params"]
+    assert model.tokenizer.size <= model.config.t5.vocab_size
+
+
+def test_a_finished_run_is_not_continued_and_a_longer_one_is(folder):
+    assert run(folder, "ctvit")[-1]["step"] == 20
+    assert run(folder, "ctvit", overrides=["loop.steps=25"])[-1]["step"] == 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/none.py:ctvit"], "no file 'configs/none.py'"),
+        (["--config", "configs/tiny.py:vae"], "has no configuration 'vae'"),
+        (["--config", "configs/tiny.py:ctvit", "loop.step=3"], "'loop.step': no such"),
+        (["--config", "configs/tiny.py:maskgit"], "needs CT-ViT: --from"),
+        (["--config", "configs/tiny.py:maskgit", "--from", "nowhere"], "nowhere"),
+        (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
+        (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
+        (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    assert train.main([*arguments, "--workdir", str(tmp_path / "w")]) == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert printed.startswith("launch.train: error: ") and message in printed
+
+
+def test_workdir_of_another_model_is_refused(folder, capsys):
+    arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(folder / "ctvit")]
+    assert train.main([*arguments, "model.ctvit.dim=32"]) == 2
+    assert "another model" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""The layout table and its effect: the same numbers on one device and on eight."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from compiling import quick_jit
+from jax.sharding import PartitionSpec as P
+
+from configs import base, demo, tiny
+from gct_jax.config import override
+from gct_jax.errors import ConfigError
+from gct_jax.parts import PARTS, abstract_variables
+from gct_jax.sharding import make_mesh, parameter_spec, shard_batch, state_shardings
+from gct_jax.training import ctvit, maskgit
+from gct_jax.training.stages import make_stage
+
+TABLE = Path(__file__).parent / "golden" / "sharding_tiny.json"
+
+
+def specs(tree, mesh):
+    """Path -> layout as text, for every leaf."""
+    shardings = state_shardings(tree, mesh)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): str(tuple(sharding.spec))
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    }
+
+
+def test_layout_of_the_tiny_model_is_the_recorded_one():
+    mesh = make_mesh((2, 2, 2))
+    tree = {part: abstract_variables(tiny.model(), part)["params"] for part in PARTS}
+    assert specs(tree, mesh) == json.loads(TABLE.read_text())
+
+
+@pytest.mark.parametrize("config", [base, demo])
+@pytest.mark.parametrize("part", PARTS)
+def test_large_parameters_are_split_over_every_device(config, part):
+    mesh = make_mesh((1, 4, 2))
+    tree = abstract_variables(config.model(), part)["params"]
+    shardings = state_shardings(tree, mesh)
+    for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
+        if leaf.size >= 2**18:
+            assert np.prod(sharding.shard_shape(leaf.shape)) * 4 <= leaf.size
+
+
+def test_optimizer_moments_and_average_follow_their_parameter():
+    config = override(tiny.ctvit(), ["ctvit.adversarial=False"])
+    state = jax.eval_shape(make_stage(config).init_state, jax.random.key(0), {})
+    placed = state_shardings(state, make_mesh((2, 2, 2)))
+    params = jax.tree.leaves(placed.params["ctvit"])
+    assert jax.tree.leaves(placed.ema["ctvit"]) == params
+    moments = [leaf for leaf in jax.tree.leaves(placed.opt_state) if leaf.spec != P()]
+    assert len(moments) == 2 * len([leaf for leaf in params if leaf.spec != P()])
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ConfigError, match=r"ctvit/novel/kernel of shape \(4, 4\)"):
+        parameter_spec("ctvit/novel/kernel", (4, 4), make_mesh((2, 2, 2)))
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    mesh = make_mesh((2, 2, 2))
+    assert parameter_spec("a/query/kernel", (6, 3), mesh) == P("fsdp", None)
+
+
+@pytest.mark.parametrize("stage", ["ctvit", "maskgit"])
+def test_loss_and_gradient_are_those_of_one_device(stage):
+    # float32; the order of the sums differs, hence 1e-5 relative to the largest entry
+    config = override(getattr(tiny, stage)(), ["ctvit.adversarial=False"])
+    rng = np.random.default_rng(0)
+    batch = {
+        "volume": rng.uniform(-1, 1, (8, 5, 16, 16, 1)).astype(np.float32),
+        "token_ids": rng.integers(0, 32, (8, 3, 2, 2), dtype=np.int32),
+        "text_ids": rng.integers(1, 128, (8, 48), dtype=np.int32),
+    }
+
+    def loss(params, state, batch):
+        key = jax.random.key(1)
+        if stage == "ctvit":
+            return ctvit.generator_loss(params["ctvit"], state, config, batch["volume"], key)[0]
+        return maskgit.loss_fn(params, state.extra, config, batch, key, 0.5)[0]
+
+    def results(mesh):
+        init = make_stage(config).init_state
+        shardings = state_shardings(jax.eval_shape(init, jax.random.key(0), {}), mesh)
+        state = quick_jit(init, out_shardings=shardings)(jax.random.key(0), {})
+        with jax.set_mesh(mesh):
+            gradient = quick_jit(jax.value_and_grad(loss))
+            return jax.device_get(gradient(state.params, state, shard_batch(batch, mesh)))
+
+    one = results(make_mesh((1, 1, 1), jax.devices()[:1]))
+    eight = results(make_mesh((2, 2, 2)))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-2))

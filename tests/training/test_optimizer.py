@@ -1,0 +1,66 @@
+"""Schedule, decay mask, clipping and average against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gct_jax.errors import ConfigError
+from gct_jax.training.config import OptimizerConfig
+from gct_jax.training.optimizer import (
+    apply_gradients,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "share"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 0.55), (110, 0.1), (500, 0.1)]
+)
+def test_warm_up_then_cosine_to_the_final_fraction(step, share):
+    config = OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=10, schedule="cosine", final_fraction=0.1
+    )
+    assert float(learning_rate(config, 110, step)) == pytest.approx(2e-3 * share, rel=1e-5)
+
+
+def test_constant_schedule_stays():
+    config = OptimizerConfig(learning_rate=2e-3)
+    assert float(learning_rate(config, 10, 99)) == pytest.approx(2e-3)
+
+
+def test_first_adam_step_is_the_learning_rate_and_only_matrices_decay():
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=1e6)
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+    grads = {"kernel": jnp.full((2, 2), 0.7), "bias": jnp.full(2, -0.7)}
+    optimizer = make_optimizer(config, 10)
+    new, _, norms = apply_gradients(optimizer, grads, optimizer.init(params), params)
+    # Adam's first step is lr * sign(gradient); decay adds lr * 0.5 * 3
+    np.testing.assert_allclose(new["kernel"], 3.0 - 0.1 * (1 + 1.5), rtol=1e-5)
+    np.testing.assert_allclose(new["bias"], 3.0 + 0.1, rtol=1e-5)
+    assert float(norms["norm/gradient"]) == pytest.approx(0.7 * np.sqrt(6), rel=1e-6)
+    assert float(norms["norm/parameter"]) == pytest.approx(3 * np.sqrt(6), rel=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    config = OptimizerConfig(clip_norm=0.5)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([0.0, 4.0])}
+    optimizer = make_optimizer(config, 10)
+    _, state, _ = apply_gradients(optimizer, grads, optimizer.init(params), params)
+    (moment,) = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)][:1]
+    np.testing.assert_allclose(moment, [(1 - config.b1) * 3.0 / 10, 0], rtol=1e-5)
+
+
+def test_average_warms_up_to_its_decay():
+    ema = {"x": jnp.float32(0.0)}
+    ema = update_average(ema, {"x": jnp.float32(1.0)}, jnp.int32(0), 0.99)
+    assert float(ema["x"]) == pytest.approx(0.9)  # decay 1 / 10
+    late = update_average({"x": jnp.float32(0.0)}, {"x": jnp.float32(1.0)}, jnp.int32(10**6), 0.99)
+    assert float(late["x"]) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ConfigError, match="'linear'"):
+        OptimizerConfig(schedule="linear")
