@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from gct_jax.errors import GctError
 
@@ -36,7 +37,9 @@ def export(folders: list[Path], out: Path, weight_dtype: str) -> None:
     from gct_jax.training.stages import join_parts, load_parts
 
     parts = join_parts(load_parts(folders[-1]).config, folders)
-    absent = {field: None for part, field in CONFIG_FIELD.items() if part not in parts.variables}
+    absent: dict[str, Any] = {
+        field: None for part, field in CONFIG_FIELD.items() if part not in parts.variables
+    }
     save_model(
         out,
         dataclasses.replace(parts.config, **absent),

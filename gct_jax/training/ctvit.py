@@ -16,6 +16,7 @@ keeps its cadence, only CT-ViT is averaged (Q9, Q12a, Q12b, Q12f).
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -146,11 +147,8 @@ def generator_loss(
     def perceptual(fake: jax.Array) -> jax.Array:
         if "vgg16" not in state.extra:
             return losses.reconstruction_loss(real, fake)
-        return losses.perceptual_loss(
-            lambda images: VGG16Features().apply({"params": state.extra["vgg16"]}, images),
-            real,
-            fake,
-        )
+        features: Any = functools.partial(VGG16Features().apply, {"params": state.extra["vgg16"]})
+        return losses.perceptual_loss(features, real, fake)
 
     fake = losses.take_slices(out.reconstruction, index)
     if weights.perceptual_weight:

@@ -47,7 +47,7 @@ def models(config: TrainConfig) -> tuple[Any, Any]:
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
     """Fresh state; "t5" and "maskgit" come from `pretrained` where it has them."""
-    _, critic = models(config)
+    maskgit, critic = models(config)
     maskgit_key, t5_key, critic_key = jax.random.split(key, 3)
     start = {
         part: pretrained[part] if part in pretrained else init_part(config.model, part, part_key)
@@ -59,7 +59,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
     if config.maskgit.train_text_encoder:
         params["t5"] = t5
     if critic is not None:
-        ids, context = jnp.zeros((1, 1, 1, 1), jnp.int32), jnp.zeros((1, 1, config.model.t5.dim))
+        ids, context = jnp.zeros((1, 1, 1, 1), jnp.int32), jnp.zeros((1, 1, maskgit.context_dim))
         critic_params = critic.init(critic_key, ids, context)["params"]
         params["critic"] = {k: v for k, v in critic_params.items() if k != "maskgit"}
     return TrainState(

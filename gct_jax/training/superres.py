@@ -83,6 +83,7 @@ def loss_fn(
     batch: {'low_res' [b, h, w, c], 'high_res' [b, H, W, c] in [-1, 1], 'text_ids' int32 [b, l]}.
     """
     options, diffusion, text_ids = config.superres, config.model.diffusion, batch["text_ids"]
+    assert diffusion is not None  # check_parts_fit: a model with a U-Net has it
     keys = jax.random.split(key, 6)
     low_res, high_res = random_squares(keys[0], batch["low_res"], batch["high_res"], options.crop)
     unet: Any = build_part(config.model, "superres")
