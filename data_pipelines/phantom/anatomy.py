@@ -52,6 +52,7 @@ def sample_patient(
         factor = width if name in WIDTHS else depth if name in DEPTHS else 1.0
         patient[name] = factor * _smooth(np.interp(LEVELS_MM, KNOTS_MM, values))
     _scalars(patient, rng, fat=min(fat, 176 / width - 155), age=age, female=female)
+    patient["table_y"] = np.max(patient["body_y"] + patient["body_half_depth"]) + patient["fat"] + 3
     dome = rng.normal((-62, -72), 9)
     large = {finding.name: finding for finding in findings}
     collapse = large.get("Atelectasis")

@@ -35,7 +35,7 @@ def paint_wall(anatomy, points: Points, levels: Profiles, fields) -> jax.Array:
         jnp.concatenate([jnp.zeros(3), half, jnp.eye(3).ravel()]),
     )
     skin = jnp.minimum(muscle - fat, breast)
-    table = jnp.abs(jnp.hypot(x, y + 330) - 458 - anatomy["fat"]) - 2.5
+    table = jnp.abs(jnp.hypot(x, y + 330) - 330 - anatomy["table_y"]) - 2.5
     hu = blend(jnp.full(x.shape, AIR_HU), TABLE_HU, cover(table, pixel))
     hu = blend(hu, SKIN_HU, cover(skin, pixel))
     hu = blend(hu, anatomy["fat_hu"] + 5 * fields["fine"], cover(skin + 2.2, pixel))
@@ -80,7 +80,7 @@ def paint_bones(hu, anatomy, points: Points, levels: Profiles, capsules) -> jax.
       anatomy: the patient.
       points: voxel centres.
       levels: profiles at the voxels' heights.
-      capsules: function of (name, reach_mm) that returns covers.
+      capsules: covers of the capsules of a name.
     """
     x, y, z, pixel = points
     hu = _paint_spine(hu, anatomy, points, levels)
@@ -98,7 +98,7 @@ def paint_bones(hu, anatomy, points: Points, levels: Profiles, capsules) -> jax.
     hu = blend(hu, CORTEX_HU, cover_ellipsoid(mirrored, jnp.array(HUMERUS)))
     hu = blend(hu, anatomy["marrow_hu"], cover_ellipsoid(mirrored, jnp.array(HUMERUS), -2.0))
 
-    cartilage, bone, marrow = capsules("bone", 26.0)
+    cartilage, bone, marrow = capsules("bone")
     hu = blend(hu, CARTILAGE_HU, cartilage)
     hu = blend(hu, CORTEX_HU, bone)
     return blend(hu, anatomy["marrow_hu"] + 60, marrow)

@@ -32,8 +32,8 @@ def place(anatomy: dict[str, np.ndarray], finding: Finding, rng) -> None:
         first = last
 
 
-def _skin(anatomy, x: float, z: float) -> float:
-    """y of the front of the muscles at x, z: a generator lies before it, under the skin."""
+def _front(anatomy, x: float, z: float) -> float:
+    """y of the front of the muscles at x, z: generators and ports lie on it, under the skin."""
     levels = profiles_at(anatomy, np.array(z))
     u = (x / levels.body_half_width) ** 2
     v = np.sqrt((1.3 * u / 2) ** 2 - u * u + 1) - 1.3 * u / 2
@@ -42,11 +42,11 @@ def _skin(anatomy, x: float, z: float) -> float:
 
 def _pacemaker(anatomy, rng):
     x, z = rng.normal(84, 3), rng.normal(72, 4)
-    y = _skin(anatomy, x, z) - 5
-    rows = [
-        path([(x - 16, y, z + dz), (x + 16, y, z + dz)], (4.5, 4.5), 2)
-        for dz in (-14, -7, 0, 7, 14)
-    ]
+    rows = []
+    for height in z + np.linspace(-14, 14, 5):  # the flat box follows the chest wall
+        ends = [(x + dx, _front(anatomy, x + dx, height) + 1, height) for dx in (-16, 16)]
+        rows.append(path(ends, (4.5, 4.5), 2))
+    y = _front(anatomy, x, z)
     ventricle = anatomy["heart"][0]
     tip = ventricle[:3] + ventricle[6:9] * 0.75 * ventricle[3] + (0, -4, -8)
     vein = [(x - 10, y + 4, z + 16), (58, -24, 104), (24, -26, 94), *CAVA]
@@ -61,8 +61,8 @@ def _pacemaker(anatomy, rng):
 
 def _port(anatomy, rng):
     x, z = rng.normal(-80, 4), rng.normal(68, 4)
-    y = _skin(anatomy, x, z) - 6
-    chamber = path([(x, y - 2, z), (x, y + 4, z)], (11, 11), 1)
+    y = _front(anatomy, x, z) + 3
+    chamber = path([(x, y - 2, z), (x, y + 2, z)], (9, 9), 1)
     line = path(
         [(x, y, z), (-56, -24, 110), (-36, -12, 122), *CAVA, (-26, -14, 12)], (1.5,) * 6, 16
     )

@@ -94,8 +94,11 @@ class Finding:
 
 
 def sides_of(finding: Finding) -> tuple[int, ...]:
-    """Sides as indices, 0 right and 1 left."""
-    return {"right": (0,), "left": (1,), "bilateral": (0, 1), None: ()}[finding.side]
+    """Sides as indices, 0 right and 1 left; empty for a finding without a side."""
+    sides = {"right": (0,), "left": (1,), "bilateral": (0, 1), None: ()}
+    if finding.side not in sides:
+        raise InputError(f"{finding.name}: side {finding.side!r} is not left, right or bilateral")
+    return sides[finding.side]
 
 
 def sample_findings(rng: np.random.Generator, age: int) -> tuple[Finding, ...]:

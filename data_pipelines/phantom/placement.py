@@ -112,8 +112,8 @@ def _hernia(anatomy: Anatomy, finding: Finding, rng) -> None:
     half = 0.5 * (finding.size_mm or 30 + 50 * finding.severity) * rng.normal(1, 0.06, 3)
     z = anatomy["dome_top"].min() + 2 + 0.4 * half[2]
     spine = float(profiles_at(anatomy, z).spine_y)
-    centre = (rng.normal(4, 4), spine - 17 - 0.9 * half[1], z)
-    anatomy["hernia"] = make_ellipsoid(centre, half * (1.15, 0.9, 0.95))
+    centre = (0.55 * half[0] + rng.normal(0, 3), spine - 17 - 0.9 * half[1], z)
+    anatomy["hernia"] = make_ellipsoid(centre, half * (1.05, 0.9, 1.0))
 
 
 def _nodes(anatomy: Anatomy, finding: Finding, rng) -> None:

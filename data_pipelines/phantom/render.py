@@ -29,6 +29,18 @@ SOLID = (
     "Consolidation",
 )
 WALL_HU, SOFT_HU, FIBROSIS_HU, BULLA_HU, TUBE_HU = 20.0, 45.0, 10.0, -985.0, 350.0
+# Half the window in which a capsule of each group is drawn.
+REACH_MM = {
+    "bone": 22.0,
+    "vessel": 27.0,
+    "lesion": 26.0,
+    "great": 31.0,
+    "aorta": 34.0,
+    "gullet": 22.0,
+    "airway": 26.0,
+    "calcium": 13.0,
+    "device": 18.0,
+}
 CALCIUM_HU, METAL_HU, HIGHEST_HU = 950.0, 3000.0, 3000.0
 
 
@@ -41,7 +53,17 @@ def render(anatomy, grid: Grid) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="grid")
 def render_findings(anatomy, grid: Grid) -> jax.Array:
     """Where each finding lies: masks [18, depth, height, width] bool in the order of `FINDINGS`."""
-    covers = _paint(anatomy, grid)[1]
+    return _masks(_paint(anatomy, grid)[1])
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def render_with_findings(anatomy, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    """The volume of `render` and the masks of `render_findings` in one go."""
+    volume_hu, covers = _paint(anatomy, grid)
+    return volume_hu, _masks(covers)
+
+
+def _masks(covers: dict[str, jax.Array]) -> jax.Array:
     least = {name: SOLID_MASK_COVER if name in SOLID else MASK_COVER for name in FINDINGS}
     return jnp.stack([covers[name] > least[name] for name in FINDINGS])
 
@@ -52,10 +74,10 @@ def _paint(anatomy, grid: Grid) -> tuple[jax.Array, dict[str, jax.Array]]:
     levels = profiles_at(anatomy, points.z[:, :1, :1])
     fields = evaluate_waves(anatomy["waves"], grid.axes_mm())
 
-    def capsules(name: str, reach_mm: float):
+    def capsules(name: str) -> jax.Array:
         radii = anatomy[f"{name}_radii"]
         ends = to_scanner(anatomy, anatomy[f"{name}_ends"])
-        return cover_capsules(grid, ends, radii.reshape(len(radii), -1), reach_mm)
+        return cover_capsules(grid, ends, radii.reshape(len(radii), -1), REACH_MM[name])
 
     hu = body.paint_wall(anatomy, points, levels, fields)
     hu = body.paint_abdomen(hu, anatomy, points, levels, fields)
@@ -63,25 +85,25 @@ def _paint(anatomy, grid: Grid) -> tuple[jax.Array, dict[str, jax.Array]]:
     hu, air, covers = thorax.paint_lungs(hu, anatomy, points, levels, fields, window)
     hu = body.paint_bones(hu, anatomy, points, levels, capsules)
 
-    (vessel,) = capsules("vessel", 26.0)
+    (vessel,) = capsules("vessel")
     hu = blend(hu, anatomy["blood_hu"], vessel * jnp.maximum(air, 1 - covers["Pleural effusion"]))
-    nodule, node, fibrosis, bulla = capsules("lesion", 28.0)
+    nodule, node, fibrosis, bulla = capsules("lesion")
     hu = blend(hu, BULLA_HU, bulla * air)
     hu = blend(hu, FIBROSIS_HU, fibrosis * air)
     hu = blend(hu, SOFT_HU, nodule)
     hu, heart_covers = thorax.paint_heart(hu, anatomy, points, fields)
     hu, hernia_covers = thorax.paint_hernia(hu, anatomy, points)
-    (gullet,) = capsules("gullet", 24.0)
+    (gullet,) = capsules("gullet")
     hu = blend(hu, anatomy["muscle_hu"], gullet)
-    for name, reach in (("great", 32.0), ("aorta", 36.0)):
-        hu = blend(hu, anatomy["blood_hu"], capsules(name, reach)[0])
+    for name in ("great", "aorta"):
+        hu = blend(hu, anatomy["blood_hu"], capsules(name)[0])
     hu = blend(hu, SOFT_HU, node)
-    lumen, wall, thick_wall, wide_lumen = capsules("airway", 28.0)
+    lumen, wall, thick_wall, wide_lumen = capsules("airway")
     hu = blend(hu, WALL_HU, wall)
     hu = blend(hu, body.AIR_HU, lumen)
-    aortic, coronary = capsules("calcium", 14.0)
+    aortic, coronary = capsules("calcium")
     hu = blend(hu, CALCIUM_HU, jnp.maximum(aortic, coronary))
-    metal, plastic, bore = capsules("device", 24.0)
+    metal, plastic, bore = capsules("device")
     hu = blend(hu, TUBE_HU, plastic)
     hu = blend(hu, body.AIR_HU, bore)
     hu = blend(hu, METAL_HU, metal)

@@ -48,7 +48,7 @@ class Window(NamedTuple):
         """The smallest window that holds everything within `reach_mm` of its middle."""
         spacing = grid.spacing_mm
         sizes = (
-            min(n, int(np.ceil(2 * reach_mm / s)) + 1)
+            min(n, int(np.ceil(2 * reach_mm / s)) + 2)
             for n, s in zip(grid.shape, spacing, strict=True)
         )
         return cls(grid, tuple(sizes))

@@ -25,7 +25,7 @@ EFFUSION_HU, PERICARDIAL_HU, PERICARDIUM_HU = 10.0, 8.0, 25.0
 EMPHYSEMA_HU, SEPTUM_HU, FISSURE_HU, GAS_HU = -970.0, -150.0, -560.0, -950.0
 PATCH_HU = {"Consolidation": 40.0, "Lung opacity": -480.0, "Atelectasis": 62.0}
 PATCH_REACH_MM = 76.0
-SEPTA_MM = 2.0
+SEPTA_MM = 1.5
 
 
 def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: Window):
@@ -75,17 +75,17 @@ def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: W
 
 
 def _cover_septa(anatomy, points: Points, fields, distance, severity) -> jax.Array:
-    """Walls of the secondary lobules, mostly under the pleura: three families of bent sheets."""
-    rows = anatomy["septa"]
-    line = jnp.inf
-    for row, field, bend in zip(
-        rows, ("coarse", "patch", "coarse"), (0.5, 0.16, -0.7), strict=True
-    ):
-        phase = row[0] * points.x + row[1] * points.y + row[2] * points.z + bend * fields[field]
-        line = jnp.minimum(line, jnp.abs(phase - jnp.round(phase)))
+    """Walls of the secondary lobules, mostly under the pleura: families of bent, broken sheets."""
     thickness = SEPTA_MM * severity
-    sheets = cover_sheet(line * LOBULE_MM, 0.5 * thickness, points.pixel)
-    return sheets * jnp.clip(1.3 + distance / 40, 0.2, 1) * (severity > 0)
+    septa = jnp.zeros(points.x.shape)
+    present = fields["cell"], -fields["cell"], fields["patch"]
+    for row, bend, shown in zip(anatomy["septa"], (0.4, 0.0, -0.4), present, strict=True):
+        phase = row[0] * points.x + row[1] * points.y + row[2] * points.z
+        phase = phase + bend * fields["coarse"] + 0.1 * fields["patch"]
+        off_mm = LOBULE_MM * jnp.abs(phase - jnp.round(phase))
+        sheet = cover_sheet(off_mm, 0.5 * thickness, points.pixel)
+        septa = jnp.maximum(septa, sheet * jnp.clip(0.8 + 1.6 * shown, 0, 1))
+    return septa * jnp.clip(1.25 + distance / 35, 0.15, 1) * (severity > 0)
 
 
 def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:
@@ -104,7 +104,7 @@ def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:
         x, y, z, ragged, lobe = window.take(volumes, start)
         here = Points(x, y, z, points.pixel)
         distance, normal_z = ellipsoid(here, shape)
-        distance = distance + 0.12 * jnp.minimum(shape[3], 4 * shape[5]) * ragged
+        distance = distance + 0.09 * jnp.minimum(shape[3], 4 * shape[5]) * ragged
         share = cover(distance, here.extent(normal_z) + 2) * (lobe == own_lobe)
         old = window.take(covers, start)
         one_hot = (jnp.arange(len(PATCH_KINDS)) == kind)[:, None, None, None]
