@@ -32,11 +32,11 @@ CONVOLUTION = P(None, None, "fsdp", "tensor")  # [height, width, in, out]
 # Path pattern -> layout of a parameter; the first match of the parameter's rank counts, P() is for
 # any rank. A parameter's Adam moments and average have paths that end alike and so follow it.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
-    # small: norms, biases, learned vectors, the position MLPs, depthwise kernels, the codebook
+    # small: norms, biases, learned vectors, ends of the position MLPs, depthwise kernels, codebook
     (r"(scale|bias|frequencies)$", REPLICATED),
     (r"(null_key|null_value|null/key_value|null_tokens|null_vector)$", REPLICATED),
     (r"(pool/latents|pool/positions|relpos_bias/rel_embedding)$", REPLICATED),
-    (r"(position_bias|spatial_bias)/\w+/kernel$", REPLICATED),
+    (r"(position_bias|spatial_bias)/(hidden_0|out)/kernel$", REPLICATED),
     (r"(peg|to_score|context_gate/position|\w+_local)/kernel$", REPLICATED),
     (r"codebook/(embedding|cluster_size)$", REPLICATED),
     # transformers: heads and hidden units over "tensor", back to the residual stream
@@ -47,8 +47,8 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     # CT-ViT's patches, MaskGIT's vocabulary
     (r"(linear|pixels|first_pixels|to_logits)/kernel$", COLUMNS),
     (r"(logit|dense_\d)/kernel$", COLUMNS),
-    # U-Net: dense layers of its conditioning, 1x1 convolutions
-    (r"(hidden|tokens|vector|vector_hidden|text|mean_latents|time)/kernel$", COLUMNS),
+    # hidden layers of the position MLPs and of the U-Net's conditioning, 1x1 convolutions
+    (r"(hidden|hidden_\d|tokens|vector|vector_hidden|text|mean_latents|time)/kernel$", COLUMNS),
     (r"(residual|conv|conv1)/kernel$", COLUMNS),
     # convolutions of U-Net, discriminator and perceptual network
     (r"initial_conv/kernel(_\d+)?$", P(None, None, None, "tensor")),
