@@ -1,0 +1,138 @@
+"""Volumes for the demo evaluation: generated from prompts and kept on disk, rendered, rebuilt."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.phantom.case import Case
+from data_pipelines.phantom.grid import Grid
+from data_pipelines.phantom.render import render
+from gct_jax.config import ModelConfig
+from gct_jax.files import replace_when_done
+from gct_jax.model_folder import Model
+from gct_jax.parts import build_part
+from gct_jax.sampling.cascade import (
+    TOKEN_STAGE,
+    Settings,
+    decode_volume,
+    embed_text,
+    super_resolve,
+    token_steps,
+)
+from gct_jax.sampling.token_decoding import DecodingPlan, initial_state
+from gct_jax.volumes.intensity import from_unit, to_unit
+
+BATCH = 8
+
+
+class Generator:
+    """Low-resolution volumes of prompts, the same as `generate --no-superres` makes.
+
+    Each volume is stored under a name that stands for model, settings, seed and prompt, so an
+    interrupted evaluation continues where it stopped.
+    """
+
+    def __init__(self, model: Model, settings: Settings, folder: Path):
+        self.model, self.settings, self.folder = model, settings, folder
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], title: str) -> np.ndarray:
+        """Int16 HU [len(prompts), depth, height, width]."""
+        paths = [self._path(p, s) for p, s in zip(prompts, seeds, strict=True)]
+        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        with tqdm(total=len(paths), initial=len(paths) - len(missing), desc=title) as bar:
+            for first in range(0, len(missing), BATCH):
+                rows = missing[first : first + BATCH]
+                volumes = self._sample([prompts[i] for i in rows], [seeds[i] for i in rows])
+                for i, volume in zip(rows, volumes, strict=True):
+                    with replace_when_done(paths[i]) as path:
+                        np.savez_compressed(path, volume_hu=volume, prompt=prompts[i])
+                bar.update(len(rows))
+        return np.stack([np.load(path)["volume_hu"] for path in paths])
+
+    def _path(self, prompt: str, seed: int) -> Path:
+        identity = [self.model.sha256, self.settings._replace(seed=seed), prompt]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return self.folder / f"{digest[:20]}.npz"
+
+    def _sample(self, prompts: list[str], seeds: list[int]) -> np.ndarray:
+        """One batch, filled up to `BATCH` so that it compiles once."""
+        config, settings = self.model.config, self.settings
+        assert config.t5 and config.ctvit and config.maskgit and self.model.tokenizer
+        fill = BATCH - len(prompts)
+        length = config.t5.max_length
+        text_ids = self.model.tokenizer.encode_batch(prompts + prompts[-1:] * fill, length)
+        stage_keys = [
+            jax.random.fold_in(jax.random.key(seed), TOKEN_STAGE)
+            for seed in seeds + seeds[-1:] * fill
+        ]
+        side = config.volume.image_size // config.ctvit.patch_size
+        plan = DecodingPlan(
+            grid=(1 + (settings.slices - 1) // config.ctvit.temporal_patch_size, side, side),
+            mask_id=config.maskgit.num_tokens,
+            steps=settings.steps,
+            temperature=settings.temperature,
+        )
+        state = token_steps(
+            self.model.variables("maskgit"),
+            initial_state(BATCH, plan),
+            0,
+            plan.steps,
+            jnp.stack(stage_keys),
+            embed_text(self.model.variables("t5"), text_ids, config=config),
+            jnp.asarray(text_ids > 0),
+            settings.guidance,
+            config=config,
+            plan=plan,
+            with_null=settings.guidance != 1,
+        )
+        volumes = decode_volume(self.model.variables("ctvit"), state.ids, config=config)
+        return _int16(volumes[: len(prompts), ..., 0])
+
+
+def grids(config: ModelConfig) -> tuple[Grid, Grid]:
+    """The model's low resolution, and that of its super-resolution."""
+    volume = config.volume
+    high = config.diffusion.image_size if config.diffusion else volume.image_size
+    field_mm = volume.image_size * volume.pixel_spacing_mm
+    low, fine = (
+        Grid(volume.slices, side, side, volume.slice_spacing_mm, field_mm / side)
+        for side in (volume.image_size, high)
+    )
+    return low, fine
+
+
+def render_cases(cases: Sequence[Case], grid: Grid, title: str) -> np.ndarray:
+    """Int16 HU [len(cases), depth, height, width], clipped to the models' range."""
+    return np.stack([_int16(to_unit(render(c.anatomy, grid))) for c in tqdm(cases, desc=title)])
+
+
+def rebuild(model: Model, volumes_hu: np.ndarray, title: str) -> np.ndarray:
+    """What CT-ViT makes of volumes, int16 HU of the same shape."""
+    ctvit = build_part(model.config, "ctvit")
+    run = jax.jit(lambda variables, volume: ctvit.apply(variables, volume).reconstruction)
+    variables = model.variables("ctvit")
+    rebuilt = [
+        run(variables, to_unit(v)[None, ..., None])[0, ..., 0] for v in tqdm(volumes_hu, title)
+    ]
+    return np.stack([_int16(volume) for volume in rebuilt])
+
+
+def enlarge(model: Model, slices_hu: np.ndarray, prompt: str, settings: Settings) -> np.ndarray:
+    """Super-resolve slices [n, h, w] of one case, int16 HU [n, H, W]."""
+    assert model.config.t5 and model.tokenizer
+    text_ids = model.tokenizer.encode_batch([prompt], model.config.t5.max_length)
+    text = embed_text(model.variables("t5"), text_ids, config=model.config)
+    key = jax.random.key(settings.seed)
+    low = jnp.asarray(to_unit(slices_hu)[..., None])
+    mask = jnp.asarray(text_ids > 0)
+    return _int16(super_resolve(model, low, text, mask, key, settings, lambda *_: None)[..., 0])
+
+
+def _int16(volume) -> np.ndarray:
+    return np.round(from_unit(np.asarray(volume))).astype(np.int16)

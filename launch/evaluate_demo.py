@@ -1,0 +1,174 @@
+"""Measure how well the demo model follows its prompts, on prompts and patients it has not seen.
+
+    python -m launch.evaluate_demo --out out/evaluation
+
+Writes table.md, metrics.json and montage.png. Generated volumes are kept in OUT/volumes, so that
+an interrupted run continues. Training uses case seeds below 1,000,000,000, this from 2,000,000,000.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gct_jax.errors import GctError
+
+FIRST_SEED = 2_000_000_000
+SWAP_SEEDS = 8
+MONTAGE_ROWS = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="launch.evaluate_demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, help="model folder (the demo model)")
+    parser.add_argument("--prompts", type=int, default=200, help="held-out cases (200)")
+    parser.add_argument("--seed", type=int, default=0, help="added to the first case seed (0)")
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
+    parser.add_argument("--guidance", type=float, help="instead of the model's")
+    parser.add_argument("--steps", type=int, help="token decoding steps instead of the model's")
+    parser.add_argument(
+        "--superres", type=int, default=8, metavar="N", help="super-resolve slices of N cases (8)"
+    )
+    options = parser.parse_args(arguments)
+    if options.prompts < 2 or options.seed < 0 or options.superres < 0:
+        parser.error("--prompts must be at least 2, --seed and --superres at least 0")
+    try:
+        results = evaluate(options)
+    except GctError as error:
+        print(f"launch.evaluate_demo: error: {error}", file=sys.stderr)
+        return 2
+    print(results)
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> str:
+    """Everything; returns the Markdown tables after writing all files."""
+    from data_pipelines.phantom.case import case_from_findings, sample_case
+    from data_pipelines.phantom.report import write_report
+    from gct_jax.compilation_cache import enable_compilation_cache
+    from gct_jax.files import replace_when_done
+    from gct_jax.model_folder import demo_folder, load_model
+    from gct_jax.sampling.cascade import require_generator
+    from launch import demo_measures as measures
+    from launch import demo_tables as tables
+    from launch import demo_volumes as volumes
+
+    enable_compilation_cache()
+    model = load_model(options.model or demo_folder())
+    require_generator(model.config, superres=options.superres > 0)
+    settings = _settings(model, options)
+    low, high = volumes.grids(model.config)
+    spacing = (low.slice_spacing_mm, low.pixel_spacing_mm, low.pixel_spacing_mm)
+    generate = volumes.Generator(model, settings, options.out / "volumes")
+
+    first = FIRST_SEED + options.seed
+    cases = [sample_case(first + number) for number in range(options.prompts)]
+    prompts = [write_report(case, np.random.default_rng(case.seed)) for case in cases]
+    generated = generate(prompts, [case.seed for case in cases], "generated")
+    phantoms = volumes.render_cases(cases, low, "phantoms")
+    rebuilt = volumes.rebuild(model, phantoms, "rebuilt")
+    detections = {
+        source: measures.detect_all(hu, spacing, f"detectors: {source}")
+        for source, hu in (("generated", generated), ("phantom", phantoms), ("ctvit", rebuilt))
+    }
+    quality = {
+        f"CT-ViT, {low.depth} x {low.height} x {low.width}": measures.quality(phantoms, rebuilt)
+    }
+    if options.superres:
+        quality |= _superres_quality(model, settings, cases, prompts, rebuilt, high, options)
+
+    swaps, diversity = [], []
+    seeds = [first + number for number in range(SWAP_SEEDS)]
+    for swap in measures.SWAPS:
+        before, after = (generate([p] * SWAP_SEEDS, seeds, p) for p in swap.prompts)
+        swaps.append(measures.swap_row(swap, before, after, spacing))
+        patients = [
+            case_from_findings(seed, measures.AGE, measures.SEX, swap.findings) for seed in seeds
+        ]
+        real = volumes.render_cases(patients, low, "phantoms of the same prompt")
+        diversity.append(measures.diversity_row(swap.before, before, real))
+
+    assert model.tokenizer and model.config.t5
+    length = model.config.t5.max_length
+    cut = sum(bool(model.tokenizer.encode(prompt, length).truncated_text) for prompt in prompts)
+    results: dict[str, Any] = {
+        "run": {
+            "model": model.config.name,
+            "sha256": model.sha256,
+            "prompts": len(prompts),
+            "cut_prompts": cut,
+            "first_seed": first,
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+        },
+        "findings": measures.finding_rows(cases, detections, options.seed),
+        "sides": measures.side_rows(cases, detections),
+        "quality": quality,
+        "swaps": swaps,
+        "diversity": diversity,
+    }
+    text = tables.markdown(results)
+    for name, content in (("table.md", text), ("metrics.json", json.dumps(results, indent=2))):
+        with replace_when_done(options.out / name) as path:
+            path.write_text(content, encoding="utf-8")
+    shown = slice(min(MONTAGE_ROWS, len(prompts)))
+    tables.save_montage(options.out / "montage.png", generated[shown], prompts[shown])
+    return text
+
+
+def _settings(model: Any, options: argparse.Namespace) -> Any:
+    from gct_jax.sampling.cascade import Settings
+
+    defaults = model.config.sampling
+    return Settings(
+        seed=0,
+        slices=model.config.volume.slices,
+        steps=options.steps or defaults.steps,
+        temperature=defaults.temperature,
+        guidance=defaults.guidance if options.guidance is None else options.guidance,
+        superres=False,
+        superres_steps=defaults.superres_steps,
+        superres_guidance=defaults.superres_guidance,
+        superres_solver=defaults.superres_solver,
+    )
+
+
+def _superres_quality(
+    model: Any,
+    settings: Any,
+    cases: list,
+    prompts: list[str],
+    rebuilt: np.ndarray,
+    high: Any,
+    options: argparse.Namespace,
+) -> dict:
+    """Slices of CT-ViT's reconstructions, enlarged by the U-Net and by interpolation."""
+    from launch import demo_measures as measures
+    from launch import demo_volumes as volumes
+
+    count = min(options.superres, len(cases))
+    rows = [high.depth // 3, high.depth // 2]
+    true = volumes.render_cases(cases[:count], high, "phantoms, high resolution")[:, rows]
+    small = rebuilt[:count, rows]
+    made = [
+        volumes.enlarge(model, slices, prompt, settings._replace(seed=case.seed))
+        for slices, prompt, case in zip(small, prompts, cases, strict=False)
+    ]
+    plain = [measures.interpolate(slices, high.width) for slices in small]
+    title = f"slices of {high.height} x {high.width}"
+    return {
+        f"{title}, super-resolved": measures.quality(np.concatenate(true), np.concatenate(made)),
+        f"{title}, interpolated": measures.quality(np.concatenate(true), np.concatenate(plain)),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
