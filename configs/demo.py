@@ -131,7 +131,7 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=2000,
+            steps=1550,
             batch_size=4,
             eval_every=250,
             sample_every=250,
@@ -157,7 +157,7 @@ def superres() -> TrainConfig:
             ema_decay=0.995,
         ),
         loop=LoopConfig(
-            steps=1300,
+            steps=560,
             batch_size=8,
             eval_every=250,
             sample_every=500,
