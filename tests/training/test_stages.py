@@ -63,6 +63,22 @@ def test_ctvit_learns_and_the_discriminator_waits_for_its_turn():
     assert set(ctvit.trained_parts(config, state)["ctvit"]) == {"params", "codebook"}
 
 
+def test_ctvit_decodes_directions_at_first_and_codes_later():
+    config = override(tiny.ctvit(), ["ctvit.continuous_steps=2"])
+    state, _ = compiled(ctvit, config)
+    volume = volumes(np.random.default_rng(4))
+    params = state.params["ctvit"]
+
+    @quick_jit
+    def rebuilt(step, rows):
+        variables = {"params": params, "codebook": {"quantizer": {"embedding": rows}}}
+        return ctvit.forward(config, variables, volume, step).reconstruction
+
+    rows = state.extra["codebook"]["embedding"]
+    assert not changed(rebuilt(1, rows), rebuilt(1, rows[::-1] * 0.5))
+    assert changed(rebuilt(2, rows), rebuilt(2, rows * 0.5))
+
+
 def test_ctvit_needs_weights_for_its_perceptual_loss():
     config = override(tiny.ctvit(), ["ctvit.perceptual_weight=1.0"])
     with pytest.raises(ConfigError, match=r"ctvit\.vgg16"):
