@@ -229,7 +229,7 @@ def read_encoded(path: Path) -> EncodedCT:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in EncodedCT._fields}
         encoded = EncodedCT(
             ids=arrays["ids"],

@@ -6,6 +6,7 @@ volume is not resampled on reading: its axes are taken for the nearest anatomica
 affine is kept.
 """
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,10 @@ def read_volume(path: str | Path) -> CTVolume:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                while file.read(1 << 24):  # to the end, where the checksum is; nibabel stops before
+                    pass
         image = nib.load(path)
         if not isinstance(image, nib.Nifti1Image):
             raise ImageFileError("not a NIfTI file")
@@ -129,7 +134,8 @@ def read_volume(path: str | Path) -> CTVolume:
             raise InputError(f"{path}: voxels of type {image.get_data_dtype()} are not a CT")
         volume = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable NIfTI volume ({error or 'damaged'})") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable NIfTI volume ({reason})") from error
 
     require_hounsfield(volume, str(path))
     transform = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(INTERNAL_AXES)))

@@ -1,5 +1,7 @@
 """Resampling between grids with physical spacing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +35,25 @@ def resample(
     scale = np.divide(spacing_mm, new_spacing_mm)
     # centres of both grids coincide: new = scale * old + translation in cell coordinates
     translation = (np.array(new_shape) - scale * np.array(volume_hu.shape)) / 2
-    shifted = jnp.asarray(volume_hu, jnp.float32) - fill  # what lies outside counts as 0 below
+    return _resample(
+        jnp.asarray(volume_hu),
+        tuple(new_shape),
+        scale.astype(np.float32),
+        translation.astype(np.float32),
+        fill,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resample(
+    volume: jax.Array,
+    new_shape: tuple[int, int, int],
+    scale: jax.Array,
+    translation: jax.Array,
+    fill: float,
+) -> jax.Array:
+    shifted = volume.astype(jnp.float32) - fill  # what lies outside counts as 0 below
     resampled = jax.image.scale_and_translate(
-        shifted,
-        new_shape,
-        spatial_dims=(0, 1, 2),
-        scale=jnp.asarray(scale, jnp.float32),
-        translation=jnp.asarray(translation, jnp.float32),
-        method="linear",
-        antialias=True,
+        shifted, new_shape, (0, 1, 2), scale, translation, method="linear", antialias=True
     )
     return resampled + fill

