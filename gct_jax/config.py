@@ -65,9 +65,18 @@ class CTViTConfig:
         require_choice("temporal_attention", self.temporal_attention, ("causal", "bidirectional"))
         require_choice("patch_norm", self.patch_norm, ("output", "both"))
         require_choice("temporal_peg", self.temporal_peg, ("grid", "interleaved"))
-        require_positive(self, "channels", "dim", "codebook_size", "patch_size",
-                         "temporal_patch_size", "spatial_depth", "temporal_depth", "heads",
-                         "dim_head")
+        require_positive(
+            self,
+            "channels",
+            "dim",
+            "codebook_size",
+            "patch_size",
+            "temporal_patch_size",
+            "spatial_depth",
+            "temporal_depth",
+            "heads",
+            "dim_head",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +165,25 @@ class UNetConfig:
     resnet_groups: tuple[int, ...] = (8, 8, 8)
 
     def __post_init__(self):
-        require_positive(self, "dim", "channels", "attn_heads", "attn_dim_head", "max_text_len",
-                         "mid_cross_attn_heads", "mid_cross_attn_dim_head", "num_time_tokens")
+        require_positive(
+            self,
+            "dim",
+            "channels",
+            "attn_heads",
+            "attn_dim_head",
+            "max_text_len",
+            "mid_cross_attn_heads",
+            "mid_cross_attn_dim_head",
+            "num_time_tokens",
+        )
         levels = len(self.dim_mults)
-        for name in ("num_resnet_blocks", "layer_attns", "layer_attns_depth", "layer_cross_attns",
-                     "resnet_groups"):
+        for name in (
+            "num_resnet_blocks",
+            "layer_attns",
+            "layer_attns_depth",
+            "layer_cross_attns",
+            "resnet_groups",
+        ):
             entries = getattr(self, name)
             if len(entries) != levels:
                 raise ConfigError(
@@ -255,9 +278,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ConfigError(f"{where}.{unknown[0]} is unknown; fields are: {', '.join(hints)}")
-    parsed = {
-        name: _parse(hints[name], value, f"{where}.{name}") for name, value in values.items()
-    }
+    parsed = {name: _parse(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     try:
         return cls(**parsed)
     except TypeError as error:  # a required field is absent
