@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 from jax.sharding import PartitionSpec as P
+from tiny_model import random_variables
 
 from configs import base, demo, tiny
 from gct_jax.config import override
 from gct_jax.errors import ConfigError
 from gct_jax.parts import PARTS, abstract_variables
 from gct_jax.sharding import make_mesh, parameter_spec, shard_batch, state_shardings
-from gct_jax.training import ctvit, maskgit
+from gct_jax.training import maskgit
 from gct_jax.training.stages import make_stage
 
 TABLE = Path(__file__).parent / "golden" / "sharding_tiny.json"
@@ -66,32 +67,27 @@ def test_a_dimension_that_does_not_divide_is_replicated():
     assert parameter_spec("a/query/kernel", (6, 3), mesh) == P("fsdp", None)
 
 
-@pytest.mark.parametrize("stage", ["ctvit", "maskgit"])
-def test_loss_and_gradient_are_those_of_one_device(stage):
-    # float32; the order of the sums differs, hence 1e-5 relative to the largest entry
-    config = override(getattr(tiny, stage)(), ["ctvit.adversarial=False"])
+def test_loss_and_gradient_are_those_of_one_device():
+    # float32; the order of the sums differs, hence 1e-5 of each largest entry; 1e-7 for gradients
+    # that are zero but for rounding (a constant added to all attention logits)
+    config = tiny.maskgit()
+    params = {part: random_variables(config.model, part)["params"] for part in ("maskgit", "t5")}
     rng = np.random.default_rng(0)
     batch = {
-        "volume": rng.uniform(-1, 1, (8, 5, 16, 16, 1)).astype(np.float32),
         "token_ids": rng.integers(0, 32, (8, 3, 2, 2), dtype=np.int32),
         "text_ids": rng.integers(1, 128, (8, 48), dtype=np.int32),
     }
 
-    def loss(params, state, batch):
-        key = jax.random.key(1)
-        if stage == "ctvit":
-            return ctvit.generator_loss(params["ctvit"], state, config, batch["volume"], key)[0]
-        return maskgit.loss_fn(params, state.extra, config, batch, key, 0.5)[0]
+    def loss(params, batch):
+        return maskgit.loss_fn(params, {}, config, batch, jax.random.key(1), 0.5)[0]
 
     def results(mesh):
-        init = make_stage(config).init_state
-        shardings = state_shardings(jax.eval_shape(init, jax.random.key(0), {}), mesh)
-        state = quick_jit(init, out_shardings=shardings)(jax.random.key(0), {})
+        placed = jax.device_put(params, state_shardings(params, mesh))
         with jax.set_mesh(mesh):
             gradient = quick_jit(jax.value_and_grad(loss))
-            return jax.device_get(gradient(state.params, state, shard_batch(batch, mesh)))
+            return jax.device_get(gradient(placed, shard_batch(batch, mesh)))
 
-    one = results(make_mesh((1, 1, 1), jax.devices()[:1]))
+    one = results(make_mesh((1, 1, 1)))
     eight = results(make_mesh((2, 2, 2)))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-2))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max() + 1e-7)

@@ -11,6 +11,15 @@ from gct_jax.model_folder import load_model
 from gct_jax.parts import PARTS
 from launch import export_model, train
 
+ADVERSARIAL = [
+    "ctvit.adversarial=True",
+    "ctvit.discriminator_base_dim=2",
+    "ctvit.discriminator_every=2",
+    "ctvit.discriminator_start_step=4",
+    "ctvit.penalty_every=1",
+    "loop.log_every=1",
+]
+
 
 def bright_balls(grid):
     """Stands in for the phantom's renderer, which takes seconds to compile."""
@@ -47,17 +56,28 @@ def run(folder, stage, sources=(), overrides=()):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_three_stages_make_a_model_folder(folder):
-    ctvit = run(folder, "ctvit")
-    assert {"codebook/usage", "codebook/perplexity", "psnr"} <= set(ctvit[0])
-    assert ctvit[-1]["eval/reconstruction"] < ctvit[1]["reconstruction"]
-    maskgit = run(folder, "maskgit", ["ctvit"])
-    assert {"accuracy", "norm/gradient", "norm/update", "learning_rate"} <= set(maskgit[0])
-    run(folder, "superres", ["ctvit", "maskgit"])
+def test_three_stages_learn_and_make_a_model_folder(folder):
+    ctvit = run(folder, "ctvit", overrides=ADVERSARIAL)
+    steps = [entry for entry in ctvit if "loss" in entry]
+    assert steps[-1]["reconstruction"] < 0.5 * steps[0]["reconstruction"]
+    assert {"codebook/usage", "codebook/perplexity", "norm/gradient", "learning_rate"} <= set(
+        steps[0]
+    )
+    # the discriminator waits for step 4 (counted from 0), then takes every second turn
+    assert [entry["step"] for entry in steps if entry["discriminator"]] == list(range(6, 21, 2))
+    assert [entry["step"] for entry in steps if entry["adversarial_weight"]] == list(range(5, 21))
+
+    maskgit = run(folder, "maskgit", ["ctvit"], ["maskgit.critic=self"])
+    assert maskgit[-1]["eval/cross_entropy"] < 0.5 * maskgit[0]["cross_entropy"]
+    assert maskgit[0]["critic"] > 0
+
+    superres = run(folder, "superres", ["ctvit", "maskgit"])
+    assert superres[-1]["eval/loss"] < superres[0]["loss"]
     for stage in ("ctvit", "maskgit", "superres"):
         assert {path.name for path in (folder / stage / "samples").iterdir()} == {
             f"0000020_{window}.png" for window in ("raw", "lung", "mediastinal")
         }
+
     sources = [str(folder / stage) for stage in ("ctvit", "maskgit", "superres")]
     assert export_model.main([*sources, "--out", str(folder / "model")]) == 0
     model = load_model(folder / "model")
@@ -67,8 +87,10 @@ def test_three_stages_make_a_model_folder(folder):
 
 
 def test_a_finished_run_is_not_continued_and_a_longer_one_is(folder):
-    assert run(folder, "ctvit")[-1]["step"] == 20
-    assert run(folder, "ctvit", overrides=["loop.steps=25"])[-1]["step"] == 25
+    before = run(folder, "maskgit", ["ctvit"], ["maskgit.critic=self"])
+    assert before[-1]["step"] == 20
+    longer = run(folder, "maskgit", ["ctvit"], ["maskgit.critic=self", "loop.steps=22"])
+    assert longer[: len(before)] == before and longer[-1]["step"] == 22
 
 
 @pytest.mark.parametrize(
