@@ -4,6 +4,8 @@ Axes: x right to left, y front to back, z feet to head, origin in the middle of 
 shapes of the arrays never depend on the patient, so patients can be stacked.
 """
 
+from typing import Any
+
 import numpy as np
 
 from data_pipelines.phantom import skeleton, vessels
@@ -38,13 +40,13 @@ def sample_patient(
     """A body with the heart size and diaphragm that the findings imply, and nothing else.
 
     Args:
-      rng: draws the body; the number of draws does not depend on the findings.
+      rng: draws the body; apart from the lungs' vessels the draws do not depend on the findings.
       age: years; the aorta widens and the spine loses density.
       sex: "male" or "female".
       findings: only cardiomegaly and atelectasis are read here.
     """
     female = sex == "female"
-    patient: dict[str, np.ndarray] = {"levels_mm": LEVELS_MM}
+    patient: dict[str, Any] = {"levels_mm": LEVELS_MM}
     fat = rng.gamma(6.0, 2.4) + (6 if female else 3)
     width = rng.normal(0.925 if female else 0.985, 0.025)
     depth = rng.normal(0.94 if female else 1.0, 0.035) + 0.002 * (fat - 15)
@@ -55,9 +57,9 @@ def sample_patient(
     patient["table_y"] = np.max(patient["body_y"] + patient["body_half_depth"]) + patient["fat"] + 3
     dome = rng.normal((-62, -72), 9)
     large = {finding.name: finding for finding in findings}
-    collapse = large.get("Atelectasis")
-    for side in sides_of(collapse) if collapse else ():
-        dome[side] += 8 + 22 * collapse.severity
+    if "Atelectasis" in large:
+        for side in sides_of(large["Atelectasis"]):
+            dome[side] += 8 + 22 * large["Atelectasis"].severity
     patient["dome_top"] = dome
     patient["apex"] = rng.normal(126, 4)
     patient["oblique"] = np.array([rng.normal(-28, 6), rng.normal(4, 5)])
@@ -71,9 +73,10 @@ def sample_patient(
     patient |= _abdomen(dome[1], rng)
     patient |= skeleton.sample_skeleton(patient, rng)
     patient |= vessels.sample_great_vessels(patient, rng, age)
-    patient |= vessels.sample_lung_trees(patient, rng)
     patient["waves"] = sample_waves(rng)
     patient["noise_seed"] = rng.integers(2**32, dtype=np.uint32)
+    # Last, because the number of draws depends on the room that the heart leaves.
+    patient |= vessels.sample_lung_trees(patient, rng)
     return {
         name: np.asarray(value, np.uint32 if name == "noise_seed" else np.float32)
         for name, value in patient.items()

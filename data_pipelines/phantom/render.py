@@ -14,7 +14,7 @@ from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.frame import patient_points, to_scanner
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.lungs import profiles_at
-from data_pipelines.phantom.shapes import Points, Window, blend, cover_capsules
+from data_pipelines.phantom.shapes import Window, blend, cover_capsules
 from data_pipelines.phantom.texture import evaluate_waves
 
 # A voxel belongs to a finding from this cover on; thin structures never fill a voxel.
@@ -70,7 +70,6 @@ def _masks(covers: dict[str, jax.Array]) -> jax.Array:
 
 def _paint(anatomy, grid: Grid) -> tuple[jax.Array, dict[str, jax.Array]]:
     points = patient_points(anatomy, grid)
-    points = Points(*jax.lax.optimization_barrier(tuple(points[:3])), points.pixel)
     levels = profiles_at(anatomy, points.z[:, :1, :1])
     fields = evaluate_waves(anatomy["waves"], grid.axes_mm())
 

@@ -46,12 +46,11 @@ class Window(NamedTuple):
     @classmethod
     def of(cls, grid: Grid, reach_mm: float) -> "Window":
         """The smallest window that holds everything within `reach_mm` of its middle."""
-        spacing = grid.spacing_mm
-        sizes = (
-            min(n, int(np.ceil(2 * reach_mm / s)) + 2)
-            for n, s in zip(grid.shape, spacing, strict=True)
+        depth, height, width = (
+            min(count, int(np.ceil(2 * reach_mm / spacing)) + 2)
+            for count, spacing in zip(grid.shape, grid.spacing_mm, strict=True)
         )
-        return cls(grid, tuple(sizes))
+        return cls(grid, (depth, height, width))
 
     def starts(self, middle: jax.Array) -> jax.Array:
         """First voxels (z, y, x) of windows around points [n, 3] (x, y, z), inside the grid."""
@@ -86,7 +85,7 @@ def cover_sheet(distance: jax.Array, half: jax.Array | float, extent) -> jax.Arr
     return jnp.clip(0.5 + (half - distance) / extent, 0.0, jnp.minimum(1.0, 2 * half / extent))
 
 
-def blend(background: jax.Array, value: jax.Array | float, share: jax.Array) -> jax.Array:
+def blend(background: jax.Array | float, value: jax.Array | float, share: jax.Array) -> jax.Array:
     """Paints `value` over `background` where `share` is 1."""
     return background + (value - background) * share
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,7 +78,8 @@ def test_tissues_have_their_densities(draw):
         (anatomy["heart"][0][:3], 20, 80),
         (anatomy["aorta_ends"][10][3:], 20, 80),
     ):
-        assert low < volume[voxel(anatomy, *place)] < high
+        z, y, x = voxel(anatomy, *place)
+        assert low < np.median(volume[z, y - 1 : y + 2, x - 1 : x + 2]) < high
     z, y, x = voxel(anatomy, 0, 14, 100)
     assert volume[z, y - 1 : y + 2, x - 1 : x + 2].min() < -850  # trachea
     body = volume[12:25] > -300
@@ -105,38 +105,36 @@ def test_masks_agree_with_labels(draw):
         np.testing.assert_array_equal(present, np.stack([case.labels for case in cases]))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_findings_lie_on_the_side_they_name(draw):
+    places = dict.fromkeys(("Pleural effusion",)) | {"Lymphadenopathy": "hilar"}
+    names = (
+        *places,
         "Emphysema",
         "Atelectasis",
-        "Lung nodule",
         "Lung opacity",
         "Pulmonary fibrotic sequela",
-        "Pleural effusion",
         "Peribronchial thickening",
         "Consolidation",
         "Bronchiectasis",
+        "Lung nodule",
         "Interlobular septal thickening",
-        "Lymphadenopathy",
-    ],
-)
-def test_findings_lie_on_the_side_they_name(draw, name):
-    place = {"Pleural effusion": None, "Lymphadenopathy": "hilar"}.get(name, "lower lobe")
-    sides = ("left", "right", "bilateral")
-    cases = [
-        case_from_findings(seed, 60, "female", (Finding(name, side, place, "moderate", 0.5),))
-        for seed in (1, 2)
-        for side in sides
-    ]
-    masks = draw(*cases)[1][:, FINDINGS.index(name)]
-    for mask, side in zip(masks, sides * 2, strict=True):
-        columns = mask.sum((0, 1))
-        share = columns[X_MM > 0].sum() / columns.sum()
-        low, high = {"left": (0.97, 1), "right": (0, 0.03), "bilateral": (0.15, 0.85)}[side]
-        if name == "Lung nodule" and side == "bilateral":
-            low, high = 0, 1  # two nodules of chance size
-        assert low <= share <= high
+    )
+    expected = {"left": (0.97, 1), "right": (0, 0.03), "bilateral": (0.15, 0.85)}
+    for name in names:
+        place = places.get(name, "lower lobe")
+        # A nodule on each side may differ in the number of voxels as chance has it.
+        sides = ("left", "right") if name == "Lung nodule" else tuple(expected)
+        asked = [(side, seed) for side in sides for seed in (1, 2, 3)]
+        cases = [
+            case_from_findings(seed, 60, "female", (Finding(name, side, place, "moderate", 0.5),))
+            for side, seed in asked
+        ]
+        masks = draw(*cases)[1][:, FINDINGS.index(name)]
+        for mask, (side, _) in zip(masks, asked, strict=True):
+            columns = mask.sum((0, 1))
+            share = columns[X_MM > 0].sum() / columns.sum()
+            low, high = expected[side]
+            assert low <= share <= high, (name, side)
 
 
 def test_lobes_lie_above_each_other(draw):
@@ -233,4 +231,4 @@ def test_grids_show_the_same_patient():
     assert np.corrcoef(low.ravel(), pooled.ravel())[0, 1] > 0.99
     assert difference.mean() < 20
     assert np.median(difference) < 8
-    assert jnp.abs(low.mean() - fine.mean()) < 5
+    assert abs(low.mean() - fine.mean()) < 10
