@@ -16,8 +16,8 @@ from data_pipelines.phantom.tubes import pad, path
 from data_pipelines.phantom.vessels import lobe_points
 from gct_jax.errors import InputError
 
-NODULES, NODES, BANDS, BULLAE = 8, 12, 60, 8
-PATCHES = 4  # of each kind
+NODULES, NODES, BANDS, BULLAE = 6, 12, 80, 10
+PATCHES = 2  # of each kind
 PATCH_KINDS = ("Consolidation", "Lung opacity", "Atelectasis")
 FAR_AWAY = make_ellipsoid((0.0, 0.0, 1e4), (1.0, 1.0, 1.0))
 # Places of enlarged nodes; those outside the mediastinum as on the left, x is mirrored.
@@ -92,6 +92,15 @@ def lobes_of(finding: Finding) -> list[int]:
     return lobes
 
 
+def _focal_lobes(finding: Finding, rng) -> list[int]:
+    """One of the lobes that a finding names, or one on each side when it is bilateral."""
+    lobes = lobes_of(finding)
+    if finding.side != "bilateral":
+        return [lobes[rng.integers(len(lobes))]]
+    sides = [lobe for lobe in lobes if lobe < 3], [lobe for lobe in lobes if lobe >= 3]
+    return [side[rng.integers(len(side))] for side in sides if side]
+
+
 def _effusion(anatomy: Anatomy, finding: Finding, rng) -> None:
     depth = finding.size_mm or 12 + 88 * finding.severity
     for side in sides_of(finding):
@@ -138,11 +147,9 @@ def _nodes(anatomy: Anatomy, finding: Finding, rng) -> None:
 
 def _nodule(anatomy: Anatomy, finding: Finding, rng) -> None:
     radius = 0.5 * (finding.size_mm or 6 + 26 * finding.severity)
-    lobes = lobes_of(finding)
-    if finding.side != "bilateral":
-        lobes = [lobes[rng.integers(len(lobes))]]
+    lobes = _focal_lobes(finding, rng)
     ends, radii = [], []
-    for lobe in lobes[:2]:
+    for lobe in lobes:
         centre = _lobe_point(anatomy, rng, lobe)
         for shrink, away in ((1.0, 0.0), (0.75, 0.4), (0.7, 0.45)):  # lobulated
             point = centre + away * radius * _unit(rng)
@@ -152,7 +159,7 @@ def _nodule(anatomy: Anatomy, finding: Finding, rng) -> None:
 
 
 def _fibrosis(anatomy: Anatomy, finding: Finding, rng) -> None:
-    lobes = lobes_of(finding)
+    lobes = _focal_lobes(finding, rng)
     ends, radii = [], []
     bands = max(3, round((4 + 8 * finding.severity) / len(lobes) ** 0.5))
     for lobe in lobes:
@@ -209,11 +216,9 @@ def _wide_airways(anatomy: Anatomy, finding: Finding, rng) -> None:
 
 def _patches(anatomy: Anatomy, finding: Finding, rng) -> None:
     first = PATCHES * PATCH_KINDS.index(finding.name)
-    lobes = lobes_of(finding)
-    if finding.side != "bilateral":
-        lobes = [lobes[rng.integers(len(lobes))]]
+    lobes = _focal_lobes(finding, rng)
     size = 13 + 42 * finding.severity
-    for slot, lobe in enumerate((lobes * PATCHES)[: max(2, len(lobes))]):
+    for slot, lobe in enumerate((lobes * PATCHES)[:PATCHES]):
         satellite = slot >= len(lobes)
         if finding.name == "Atelectasis":
             half = np.array([20 + 0.7 * size, 14 + 0.5 * size, 4.5 + 9 * finding.severity])

@@ -137,6 +137,25 @@ def test_findings_lie_on_the_side_they_name(draw):
             assert low <= share <= high, (name, side)
 
 
+def test_a_bilateral_finding_without_a_place_is_on_both_sides(draw):
+    names = (
+        "Consolidation",
+        "Lung opacity",
+        "Atelectasis",
+        "Lung nodule",
+        "Pulmonary fibrotic sequela",
+        "Emphysema",
+    )
+    cases = [
+        case_from_findings(4, 60, "male", (Finding(name, "bilateral", None, "large", 0.9),))
+        for name in names
+    ]
+    for name, masks in zip(names, draw(*cases)[1], strict=True):
+        columns = masks[FINDINGS.index(name)].sum((0, 1))
+        assert columns[X_MM < 0].any() and columns[X_MM > 0].any(), name
+        np.testing.assert_array_equal(masks.any((1, 2, 3)), np.array(FINDINGS) == name)
+
+
 def test_lobes_lie_above_each_other(draw):
     places = ("upper lobe", "middle lobe", "lower lobe")
     cases = [
