@@ -10,7 +10,7 @@
     python -m launch.export_model out/demo/ctvit out/demo/maskgit out/demo/superres \\
         --out gct_jax/assets/demo
 
-The numbers of steps are what two CPU cores do in 28, 32 and 18 minutes.
+The numbers of steps are set so that everything together fits into 90 minutes on two CPU cores.
 """
 
 from gct_jax.config import (

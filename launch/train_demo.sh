@@ -3,7 +3,7 @@
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
-# Under 90 minutes and 4 GB on two CPU cores, minutes on a GPU. FOLDER (default out/demo) takes the
+# Meant for 90 minutes and about 4 GB on two CPU cores. FOLDER (default out/demo) takes the
 # rendered cases, checkpoints, metrics and sample images; stage by stage:
 #     rendering      every case at 33 x 64 x 64
 #     ctvit          the tokenizer
