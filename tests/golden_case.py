@@ -1,12 +1,21 @@
 """One recorded case of the PyTorch reference, with images turned channel-last."""
 
+import functools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
+from gct_jax.config import module_fields
+from gct_jax.interop.generatect.unet import unet_from_reference
+from gct_jax.models.unet import UNet
+
 FOLDER = Path(__file__).parent / "golden"
+
+# Programs that run a few times on tiny inputs: halves the time to compile them.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class GoldenCase:
@@ -42,3 +51,14 @@ class GoldenCase:
     @staticmethod
     def _channel_last(array):
         return np.moveaxis(array, -3, -1) if array.ndim >= 4 else array
+
+
+def load_unet(case, prefix=""):
+    """U-Net of a case as a function of (x, log_snr, **conditions) whose weights are arguments."""
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in case.weights().items()
+        if name.startswith(prefix)
+    }
+    config, variables = unet_from_reference(weights)
+    return jax.tree_util.Partial(UNet(**module_fields(config)).apply, variables)

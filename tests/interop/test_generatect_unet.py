@@ -1,10 +1,8 @@
 """Imported U-Nets give the outputs that the PyTorch reference recorded."""
 
-import jax
 import numpy as np
 import pytest
-from flax import traverse_util
-from golden_case import GoldenCase
+from golden_case import GoldenCase, quick_jit
 
 from gct_jax.config import module_fields
 from gct_jax.errors import ModelFolderError
@@ -42,30 +40,54 @@ def test_outputs_match_golden(imported):
     x, log_snr = case.inputs("x", "time")
     low_res, low_res_log_snr = case.inputs("lowres_cond_img", "lowres_noise_times")
     text, mask = case.inputs("text_embeds", "text_mask")
+    batch = len(x)
 
-    @jax.jit
-    def run(variables, text, text_mask, keep_text):
-        wanted = ("conditioning", "middle_block2")
+    def twice(array):
+        return np.concatenate([array, array])
+
+    @quick_jit
+    def run_both_branches(variables):
         return model.apply(
             variables,
-            x,
-            log_snr,
-            low_res=low_res,
-            low_res_log_snr=low_res_log_snr,
-            text=text,
-            text_mask=text_mask,
-            keep_text=keep_text,
-            capture_intermediates=lambda module, _: module.name in wanted,
+            twice(x),
+            twice(log_snr),
+            low_res=twice(low_res),
+            low_res_log_snr=twice(low_res_log_snr),
+            text=twice(text),
+            text_mask=twice(mask),
+            keep_text=np.arange(2 * batch) < batch,
+            capture_intermediates=lambda module, _: (
+                module.name in ("conditioning", "middle_block2")
+            ),
         )
 
-    output, captured = run(variables, text, mask, None)
+    outputs, captured = run_both_branches(variables)
+    output, dropped = outputs[:batch], outputs[batch:]
     case.check("out_text_mask", output)
-    vector, tokens = captured["intermediates"]["conditioning"]["__call__"][0]
-    case.check("time_hiddens_t", vector)
-    case.check("cond_tokens", tokens)
-    case.check("mid_features", captured["intermediates"]["middle_block2"]["__call__"][0])
-    dropped, _ = run(variables, text, mask, np.zeros(len(x), bool))
     case.check("out_drop", dropped)
     case.check("out_cond_scale_3", dropped + 3 * (output - dropped))
-    case.check("out_text_nomask", run(variables, text, None, None)[0])
-    case.check("out_no_text", run(variables, None, None, None)[0])
+    captured = captured["intermediates"]
+    vector, tokens = captured["conditioning"]["__call__"][0]
+    case.check("time_hiddens_t", vector[:batch])
+    case.check("cond_tokens", tokens[:batch])
+    case.check("mid_features", captured["middle_block2"]["__call__"][0][:batch])
+
+    @quick_jit
+    def run(variables, text):
+        options = {"low_res": low_res, "low_res_log_snr": low_res_log_snr, "text": text}
+        return model.apply(variables, x, log_snr, **options)
+
+    case.check("out_text_nomask", run(variables, text))
+    case.check("out_no_text", run(variables, None))
+
+
+def test_broken_weights_are_named():
+    state = GoldenCase("unet_yaml").weights()
+    with pytest.raises(ModelFolderError, match=r"1 unexpected tensor.*'ups\.0\.7\.weight'"):
+        unet_from_reference({**state, "ups.0.7.weight": np.zeros(3)})
+    with pytest.raises(ModelFolderError, match=r"lack the tensor 'norm_cond\.weight'"):
+        unet_from_reference({k: v for k, v in state.items() if k != "norm_cond.weight"})
+    with pytest.raises(ModelFolderError, match=r"'final_conv\.bias'.* give shape nothing"):
+        unet_from_reference({k: v for k, v in state.items() if k != "final_conv.bias"})
+    with pytest.raises(ModelFolderError, match=r"'conditioning\.norm\.bias'.* shape \(5,\)"):
+        unet_from_reference({**state, "norm_cond.bias": np.zeros(5, np.float32)})

@@ -95,8 +95,8 @@ def _require_fit(params: Params, config: UNetConfig) -> None:
     for name in sorted(wanted | given):
         if wanted.get(name) != given.get(name):
             raise ModelFolderError(
-                f"converted tensor {name!r} has shape {given.get(name)}, the options of the "
-                f"U-Net ask for {wanted.get(name)}"
+                f"parameter {name!r}: the weights give shape {given.get(name, 'nothing')}, the "
+                f"options found in them ask for {wanted.get(name, 'nothing')}"
             )
 
 

@@ -1,0 +1,207 @@
+"""Options without recorded outputs, against imagen-pytorch 1.21.6 where it is installed.
+
+`pip install --no-deps imagen-pytorch==1.21.6 einops-exts beartype` beside torch; its U-Net has the
+names and outputs of the reference's.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+
+import numpy as np
+import pytest
+from golden_case import quick_jit
+
+from gct_jax.config import module_fields
+from gct_jax.interop.generatect.unet import unet_from_reference
+from gct_jax.models.unet import UNet
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.skipif(
+        any(
+            importlib.util.find_spec(name) is None
+            for name in ("imagen_pytorch", "einops_exts", "beartype")
+        ),
+        reason="imagen-pytorch is not installed",
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """The peer's U-Net module alone: the rest of its package asks for a model hub and more."""
+    folder = importlib.util.find_spec("imagen_pytorch").submodule_search_locations
+    package = types.ModuleType("imagen_pytorch")
+    package.__path__ = list(folder)
+    stubs = {
+        "imagen_pytorch": package,
+        "imagen_pytorch.t5": {
+            "t5_encode_text": None,
+            "get_encoded_dim": lambda name: 24,
+            "DEFAULT_T5_NAME": "",
+        },
+        "imagen_pytorch.imagen_video": dict.fromkeys(
+            ("Unet3D", "resize_video_to", "scale_video_time"), None
+        ),
+        "torchvision": {},
+        "torchvision.transforms": {},
+        "kornia": {},
+        "kornia.augmentation": {},
+    }
+    stubs["imagen_pytorch.imagen_video"]["Unet3D"] = type("Unet3D", (), {})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, content in stubs.items():
+            module = content
+            if isinstance(content, dict):
+                module = types.ModuleType(name)
+                vars(module).update(content)
+            patch.setitem(sys.modules, name, module)
+        for parent, child in (("torchvision", "transforms"), ("kornia", "augmentation")):
+            setattr(sys.modules[parent], child, sys.modules[f"{parent}.{child}"])
+        module = importlib.import_module("imagen_pytorch.imagen_pytorch")
+        # It passes the kernel sizes of cross-embed down-sampling twice; name the rest instead.
+        layer = module.CrossEmbedLayer
+        patch.setattr(
+            module,
+            "CrossEmbedLayer",
+            lambda dim_in, dim_out=None, *, kernel_sizes, stride=2: layer(
+                dim_in, kernel_sizes, dim_out=dim_out, stride=stride
+            ),
+        )
+        yield module
+        sys.modules.pop("imagen_pytorch.imagen_pytorch", None)
+
+
+VARIANTS = {
+    "base model without text, self attention, seven by seven, nearest": (
+        {
+            "dim_mults": (1, 2),
+            "num_resnet_blocks": (1, 2),
+            "layer_attns": (False, True),
+            "layer_attns_depth": (1, 2),
+            "layer_cross_attns": False,
+            "attend_at_middle": True,
+            "ff_mult": 3.0,
+            "init_cross_embed": False,
+            "pixel_shuffle_upsample": False,
+            "scale_skip_connection": False,
+            "use_global_context_attn": False,
+            "cond_on_text": False,
+            "memory_efficient": False,
+        },
+        {"scale_skip_connection": False},
+    ),
+    "cosine, linear self attention, all images, all residuals, cross-embed": (
+        {
+            "dim_mults": (1, 2),
+            "num_resnet_blocks": 1,
+            "layer_attns": (True, False),
+            "use_linear_attn": True,
+            "attend_at_middle": True,
+            "cosine_sim_attn": True,
+            "init_dim": 16,
+            "cond_dim": 12,
+            "lowres_cond": True,
+            "self_cond": True,
+            "cond_images_channels": 3,
+            "cross_embed_downsample": True,
+            "combine_upsample_fmaps": True,
+            "channels_out": 2,
+            "resnet_groups": 4,
+            "memory_efficient": False,
+        },
+        {
+            "cosine_sim_attn": True,
+            "self_cond": True,
+            "cond_images_channels": 3,
+            "resnet_groups": (4, 4),
+        },
+    ),
+    "linear cross attention, unpooled text, residual, no final block": (
+        {
+            "dim_mults": (1, 2),
+            "num_resnet_blocks": 1,
+            "layer_attns": False,
+            "layer_cross_attns": (False, True),
+            "use_linear_cross_attn": (False, True),
+            "attend_at_middle": False,
+            "attn_pool_text": False,
+            "lowres_cond": True,
+            "num_time_tokens": 3,
+            "init_conv_to_final_conv_residual": True,
+            "final_resnet_block": False,
+            "memory_efficient": True,
+        },
+        {"use_linear_cross_attn": True},
+    ),
+}
+
+
+def random_weights(module, seed):
+    """Weights at which every part of the network matters, unlike those of initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            if value.ndim == 1 or name.endswith((".g", "bias")):
+                value.copy_((0 if name.endswith("bias") else 1) + 0.2 * noise)
+            else:
+                value.copy_(noise / max(1, value[0].numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_outputs_equal_the_peer(peer, variant):
+    options, not_inferable = VARIANTS[variant]
+    text_width = None if options.get("cond_on_text") is False else 20
+    model = peer.Unet(
+        channels=1,
+        dim=8,
+        attn_heads=2,
+        attn_dim_head=8,
+        max_text_len=10,
+        attn_pool_num_latents=6,
+        **({"text_embed_dim": text_width} if text_width else {}),
+        **options,
+    ).eval()
+    random_weights(model, 0)
+    state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    config, variables = unet_from_reference(state, **not_inferable)
+
+    draw = np.random.default_rng(1)
+    images = {"x": (2, 1, 16, 16)}
+    if config.lowres_cond:
+        images["low_res"] = (2, 1, 16, 16)
+    if config.self_cond:
+        images["self_cond"] = (2, 1, 16, 16)
+    if config.cond_images_channels:
+        images["cond_images"] = (2, 3, 16, 16)
+    images = {name: draw.normal(size=shape).astype("f") for name, shape in images.items()}
+    log_snr = np.array([-1.5, 0.8], "f")
+    vectors = {"low_res_log_snr": np.array([1.0, 3.0], "f")} if config.lowres_cond else {}
+    if text_width:
+        vectors["text"] = draw.normal(size=(2, 7, text_width)).astype("f")
+        vectors["text_mask"] = np.arange(7) < np.array([[4], [7]])
+
+    peer_names = {
+        "low_res": "lowres_cond_img",
+        "low_res_log_snr": "lowres_noise_times",
+        "text": "text_embeds",
+    }
+    inputs = {
+        peer_names.get(name, name): torch.from_numpy(np.array(value))
+        for name, value in (images | vectors).items()
+    }
+    with torch.no_grad():
+        expected = model(inputs.pop("x"), torch.from_numpy(log_snr), cond_drop_prob=0.0, **inputs)
+
+    channel_last = {name: np.moveaxis(value, 1, -1) for name, value in images.items()}
+    unet = UNet(**module_fields(config))
+    run = quick_jit(lambda variables, x, **inputs: unet.apply(variables, x, log_snr, **inputs))
+    output = run(variables, channel_last.pop("x"), **channel_last, **vectors)
+    scale = float(expected.abs().max())
+    np.testing.assert_allclose(
+        np.moveaxis(np.asarray(output), -1, 1), expected.numpy(), atol=5e-5 * max(1, scale)
+    )

@@ -1,0 +1,208 @@
+"""Super-resolution sampling: recorded reference runs, and independence of batch and devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_case import GoldenCase, load_unet, quick_jit
+from jax.tree_util import Partial
+
+from gct_jax.corruption import diffusion
+from gct_jax.corruption.low_res import noised_low_res, resize_nearest
+from gct_jax.sampling.diffusion_solvers import initial_state, solve, solver_step, time_grid
+from gct_jax.sampling.superres import make_denoiser, slice_noise, super_resolve_slices
+
+LOG_SNRS = diffusion.log_snr_cosine(time_grid(25))
+
+
+@pytest.fixture(scope="module")
+def case():
+    return GoldenCase("superres")
+
+
+@pytest.fixture(scope="module")
+def unet_apply(case):
+    return load_unet(case, "unets.1.")
+
+
+def conditions_of(low_res, noise, text):
+    """Conditions of the U-Net for a low-resolution image in [0, 1], as in a reference sample."""
+    low_res, log_snr = noised_low_res(2 * low_res - 1, noise, jnp.full(1, 0.1))
+    mask = np.any(text != 0, axis=-1)
+    return {"low_res": low_res, "low_res_log_snr": log_snr, "text": text, "text_mask": mask}
+
+
+@quick_jit
+def ancestral_step(unet_apply, state, number, conditions, step_noise):
+    return solver_step(
+        state,
+        number,
+        denoise=make_denoiser(unet_apply, conditions),
+        step_noise=lambda _: step_noise,
+        log_snrs=LOG_SNRS,
+        solver="ancestral",
+    )
+
+
+def steps_from(unet_apply, conditions, noise, step_noise):
+    """State after each of the 25 steps, driven from the host."""
+    state = initial_state(jnp.asarray(noise))
+    for number in range(25):
+        state = ancestral_step(unet_apply, state, number, conditions, step_noise[number])
+        yield state
+
+
+def test_every_step_of_sampling_matches_golden(case, unet_apply):
+    low_res, low_res_noise = case.inputs("sample_lowres", "sample_lowres_noise")
+    noise, step_noise = case.inputs("sample_init_noise", "sample_step_noise")
+    text = case.arrays["in__text_embeds"][:1]
+    conditions = conditions_of(low_res, low_res_noise, text)
+    case.check("sample__lowres_cond_img", conditions["low_res"])
+    case.check("sample__lowres_log_snr", conditions["low_res_log_snr"])
+    states = list(steps_from(unet_apply, conditions, noise, step_noise))
+    case.check("sample__x_per_step", np.stack([state.x for state in states]))
+    case.check("sample__x0_per_step", np.stack([state.x_start for state in states]))
+    case.check("sample__output", (jnp.clip(states[-1].x, -1, 1) + 1) / 2)
+
+    conditions = conditions_of(low_res, 0 * low_res_noise, text)
+    *_, silent = steps_from(unet_apply, conditions, 0 * noise, 0 * step_noise)
+    case.check("sample_zero__output", (jnp.clip(silent.x, -1, 1) + 1) / 2)
+
+
+def test_guided_sampling_in_one_loop_matches_golden(case, unet_apply):
+    low_res, low_res_noise = case.inputs("sample_lowres", "sample_lowres_noise")
+    noise, step_noise = map(jnp.asarray, case.inputs("sample_init_noise", "sample_step_noise"))
+    conditions = conditions_of(low_res, low_res_noise, case.arrays["in__text_embeds"][:1])
+
+    @quick_jit
+    def sample(unet_apply):
+        return solve(
+            noise,
+            denoise=make_denoiser(unet_apply, conditions, guidance=3.0),
+            step_noise=lambda step: step_noise[step],
+            log_snrs=LOG_SNRS,
+            solver="ancestral",
+        )
+
+    case.check("sample_cfg__output", (sample(unet_apply) + 1) / 2)
+
+
+def test_averaged_weights_of_a_trainer_checkpoint_match_golden():
+    case = GoldenCase("sr_trainer")
+    unet_apply = load_unet(case)
+    x, low_res = case.inputs("x", "lowres_cond_img")
+    log_snr, low_res_log_snr, text, mask = case.inputs(
+        "time", "lowres_noise_times", "text_embeds", "text_mask"
+    )
+    conditions = {
+        "low_res": low_res,
+        "low_res_log_snr": low_res_log_snr,
+        "text": text,
+        "text_mask": mask,
+    }
+    output = quick_jit(lambda unet, *args, **options: unet(*args, **options))(
+        unet_apply, x, log_snr, **conditions
+    )
+    case.check("ema_unet_output", output)
+    low_res, low_res_noise = case.inputs("sample_lowres", "sample_noise_lowres")
+    noise, step_noise = case.inputs("sample_noise_init", "sample_noise_steps")
+    conditions = conditions_of(low_res, low_res_noise, text[:1])
+    *_, final = steps_from(unet_apply, conditions, noise, step_noise)
+    case.check("trainer_sample_output", (jnp.clip(final.x, -1, 1) + 1) / 2)
+
+
+@pytest.mark.parametrize("objective", ["v", "noise", "x_start"])
+@pytest.mark.parametrize("threshold", ["dynamic", "clamp"])
+def test_posterior_of_a_network_output_matches_golden(case, objective, threshold):
+    output, x_t = case.inputs("model_output", "x_t")
+    time, next_time = case.inputs("t", "t_next")
+    log_snr, next_log_snr = map(diffusion.log_snr_cosine, (time, next_time))
+    x_start = diffusion.predict_x0(objective, x_t, output, log_snr)
+    if threshold == "dynamic":
+        x_start = diffusion.dynamic_threshold(x_start)
+    else:
+        x_start = jnp.clip(x_start, -1, 1)
+    name = f"pmv_{objective}_{threshold}"
+    case.check(f"{name}__threshold_x_start", x_start)
+    mean, variance, log_variance = diffusion.posterior(x_start, x_t, log_snr, next_log_snr)
+    case.check(f"{name}__mean", mean)
+    case.check(f"{name}__variance", variance)
+    case.check(f"{name}__log_variance", log_variance)
+
+
+def blend(bias, x, log_snr, low_res, low_res_log_snr):
+    """A stand-in for a network: every pixel depends on all inputs of its own slice."""
+    del low_res_log_snr
+    return (
+        bias
+        + 0.3 * x * jnp.tanh(log_snr)[:, None, None, None]
+        - low_res.mean((1, 2, 3), keepdims=True)
+    )
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "dpm++"])
+def test_result_depends_on_neither_batch_size_nor_devices(solver):
+    low_res = np.linspace(-1, 1, 5 * 4 * 4, dtype=np.float32).reshape(5, 4, 4, 1)
+    devices = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    split = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("data"))
+    finished = []
+
+    def run(**options):
+        return super_resolve_slices(
+            Partial(blend, jnp.float32(0.1)),
+            low_res,
+            None,
+            None,
+            jax.random.key(3),
+            image_size=8,
+            steps=4,
+            solver=solver,
+            **options,
+        )
+
+    one_by_one = run(batch=1)
+    assert one_by_one.shape == (5, 8, 8, 1)
+    assert np.abs(one_by_one).max() <= 1
+    np.testing.assert_allclose(run(batch=3, on_batch=finished.append), one_by_one, atol=1e-6)
+    assert finished == [3, 5]
+    np.testing.assert_allclose(run(batch=8, sharding=split), one_by_one, atol=1e-6)
+    assert np.abs(one_by_one[0] - one_by_one[1]).max() > 0.01
+
+
+def test_noise_differs_between_slices_streams_and_keys():
+    noise = slice_noise(jax.random.key(0), jnp.arange(3), 1, (16, 16, 1))
+    other = slice_noise(jax.random.key(0), jnp.arange(3), 2, (16, 16, 1))
+    samples = np.concatenate([noise, other]).reshape(6, -1)
+    assert np.abs(np.corrcoef(samples) - np.eye(6)).max() < 0.25
+    np.testing.assert_array_equal(
+        slice_noise(jax.random.key(0), jnp.array([2]), 1, (16, 16, 1))[0], noise[2]
+    )
+
+
+def test_nearest_resize_repeats_or_skips_pixels():
+    image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(resize_nearest(image, 2)[0, :, :, 0], [[0, 2], [8, 10]])
+    larger = resize_nearest(image, 8)
+    np.testing.assert_array_equal(larger[:, ::2, ::2], image)
+    np.testing.assert_array_equal(larger[:, 1::2, 1::2], image)
+
+
+def test_guidance_of_one_equals_the_text_branch():
+    text = jnp.ones((2, 3, 4))
+
+    def network(x, log_snr, text, keep_text=None):
+        del log_snr
+        kept = 1.0 if keep_text is None else keep_text[:, None, None, None]
+        return 0.1 * x + kept * text.mean((1, 2))[:, None, None, None]
+
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
+
+    def predict(guidance):
+        denoise = make_denoiser(
+            network, {"text": text}, guidance=guidance, objective="x_start", percentile=None
+        )
+        return denoise(x, jnp.float32(0), jnp.zeros_like(x))
+
+    np.testing.assert_allclose(predict(1.0), jnp.clip(0.1 * x + 1, -1, 1), atol=1e-6)
+    np.testing.assert_allclose(predict(0.5), jnp.clip(0.1 * x + 0.5, -1, 1), atol=1e-6)
+    np.testing.assert_allclose(predict(0.0), 0.1 * x, atol=1e-6)
