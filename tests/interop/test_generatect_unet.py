@@ -87,7 +87,7 @@ def test_broken_weights_are_named():
         unet_from_reference({**state, "ups.0.7.weight": np.zeros(3)})
     with pytest.raises(ModelFolderError, match=r"lack the tensor 'norm_cond\.weight'"):
         unet_from_reference({k: v for k, v in state.items() if k != "norm_cond.weight"})
-    with pytest.raises(ModelFolderError, match=r"'final_conv\.bias'.* give shape nothing"):
+    with pytest.raises(ModelFolderError, match=r"lack .*'final_conv\.bias' of shape \(1,\)"):
         unet_from_reference({k: v for k, v in state.items() if k != "final_conv.bias"})
-    with pytest.raises(ModelFolderError, match=r"'conditioning\.norm\.bias'.* shape \(5,\)"):
+    with pytest.raises(ModelFolderError, match=r"'norm_cond\.bias' has shape \(5,\).*\(8,\)"):
         unet_from_reference({**state, "norm_cond.bias": np.zeros(5, np.float32)})

@@ -1,14 +1,28 @@
-"""PyTorch names and layouts of CT-ViT and its slice discriminator."""
+"""PyTorch names and layouts of CT-ViT, its codebook and its slice discriminator."""
 
 import math
+from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
-from gct_jax.config import CTViTConfig
-from gct_jax.errors import ModelFolderError
+from gct_jax.config import CTViTConfig, ModelConfig
+from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.interop.generatect import transformer as blocks
-from gct_jax.interop.generatect.transformer import Params, State, tensor
+from gct_jax.interop.generatect.layout import (
+    Idle,
+    Layout,
+    Link,
+    Params,
+    State,
+    count_indices,
+    link,
+    sizes,
+    without_prefix,
+)
+from gct_jax.models.discriminator import Discriminator
+from gct_jax.parts import abstract_variables
 
 TRANSFORMERS = {
     "encoder_spatial": "enc_spatial_transformer",
@@ -20,52 +34,98 @@ EMBEDDINGS = {
     "first_patch_embedding": "to_patch_emb_first_frame",
     "patch_embedding": "to_patch_emb",
 }
-KNOWN_PREFIXES = (
-    *(f"{name}." for name in (*TRANSFORMERS.values(), *EMBEDDINGS.values())),
-    "spatial_rel_pos_bias.",
-    "vq._codebook.",
-    "to_pixels_first_frame.0.",
-    "to_pixels.0.",
-    "discr.",
-    "vgg.",
-)
+# The only arithmetic that the reference knows.
+REFERENCE_OPTIONS = {
+    "temporal_attention": "bidirectional",
+    "temporal_peg": "interleaved",
+    "patch_norm": "both",
+}
+DISCRIMINATOR_HEADS = {"heads": 8, "dim_head": 64}
 
 
-def ctvit_from_reference(state: State) -> tuple[CTViTConfig, Params]:
+def ctvit_from_reference(state: State, channels: int | None = None) -> tuple[CTViTConfig, Params]:
     """Published CT-ViT weights -> config and variables {"params", "codebook"} of `CTViT`.
 
     The options that reproduce the original's arithmetic are set in the config. Discriminator
     ("discr.") and perceptual network ("vgg.") are no part of the tokenizer and passed over.
 
+    Args:
+      state: arrays by name.
+      channels: of the volume; by default those the discriminator sees, or 1 without one.
+
     Raises:
       ModelFolderError: a tensor is missing or unknown, or the shapes contradict each other.
     """
-    blocks.require_known(state, KNOWN_PREFIXES)
-    params: Params = {
-        name: blocks.transformer(state, theirs) for name, theirs in TRANSFORMERS.items()
-    }
+    config = _config(state, channels)
+    return config, ctvit_layout(config).from_reference(state)
+
+
+def ctvit_to_reference(
+    config: CTViTConfig, variables: Params, kept: State | None = None
+) -> dict[str, np.ndarray]:
+    """The inverse of `ctvit_from_reference`; `kept` is explained at `Layout.to_reference`.
+
+    Without a discriminator and perceptual network in `kept`, the file is for a reference built
+    with `use_vgg_and_gan=False`.
+
+    Raises:
+      InputError: the model has an option that the reference cannot reproduce.
+    """
+    for name, value in REFERENCE_OPTIONS.items():
+        if getattr(config, name) != value:
+            raise InputError(
+                f"the PyTorch reference cannot run a CT-ViT with {name} = "
+                f"{getattr(config, name)!r}, only with {value!r}"
+            )
+    return ctvit_layout(config).to_reference(variables, kept)
+
+
+def ctvit_layout(config: CTViTConfig) -> Layout:
+    """Which tensor of the reference holds which variable of `CTViT`."""
+    variables = abstract_variables(ModelConfig(ctvit=config), "ctvit")
+    return Layout.of(variables, _entries(config), foreign=("discr.", "vgg."))
+
+
+def _entries(config: CTViTConfig) -> Iterator[Link | Idle]:
+    for name, theirs in TRANSFORMERS.items():
+        yield from blocks.transformer(
+            f"params.{name}",
+            theirs,
+            dim=config.dim,
+            depth=config.spatial_depth if "spatial" in name else config.temporal_depth,
+            heads=config.heads,
+            dim_head=config.dim_head,
+        )
     for name, theirs in EMBEDDINGS.items():
-        params[name] = {
-            "norm_in": blocks.layer_norm(state, f"{theirs}.1"),
-            "linear": blocks.dense(state, f"{theirs}.2"),
-            "norm_out": blocks.layer_norm(state, f"{theirs}.3"),
-        }
-    params["spatial_bias"] = blocks.position_bias(state, "spatial_rel_pos_bias")
-    params["first_pixels"] = blocks.dense(state, "to_pixels_first_frame.0")
-    params["pixels"] = blocks.dense(state, "to_pixels.0")
-    codebook = {
-        "embedding": tensor(state, "vq._codebook.embed")[0],
-        "cluster_size": tensor(state, "vq._codebook.cluster_size")[0],
-    }
-    return _config(state), {"params": params, "codebook": {"quantizer": codebook}}
+        yield from blocks.layer_norm(f"params.{name}.norm_in", f"{theirs}.1")
+        yield from blocks.dense(f"params.{name}.linear", f"{theirs}.2")
+        yield from blocks.layer_norm(f"params.{name}.norm_out", f"{theirs}.3")
+    yield from blocks.position_bias("params.spatial_bias", "spatial_rel_pos_bias")
+    yield from blocks.dense("params.first_pixels", "to_pixels_first_frame.0")
+    yield from blocks.dense("params.pixels", "to_pixels.0")
+    yield from _codebook("codebook.quantizer", "vq._codebook")
 
 
-def _config(state: State) -> CTViTConfig:
-    codes, dim = tensor(state, "vq._codebook.embed").shape[1:]
-    slice_values = len(tensor(state, "to_pixels_first_frame.0.bias"))
-    patch_values = len(tensor(state, "to_pixels.0.bias"))
+def _codebook(ours: str, theirs: str) -> Iterator[Link | Idle]:
+    yield link(f"{ours}.embedding", f"{theirs}.embed", "1 code d -> code d")
+    yield link(f"{ours}.cluster_size", f"{theirs}.cluster_size", "1 code -> code")
+    yield Idle(f"{theirs}.initted", np.ones(1, np.float32))
+
+
+def codebook_layout(codebook_size: int, dim: int) -> Layout:
+    """The codebook alone, as the reference's quantiser stores it."""
+    shapes = {"embedding": (codebook_size, dim), "cluster_size": (codebook_size,)}
+    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    return Layout.of({"codebook": abstract}, _codebook("codebook", "_codebook"))
+
+
+def _config(state: State, channels: int | None) -> CTViTConfig:
+    _, codes, dim = sizes(state, "vq._codebook.embed", 3)
+    (slice_values,) = sizes(state, "to_pixels_first_frame.0.bias", 1)
+    (patch_values,) = sizes(state, "to_pixels.0.bias", 1)
     discriminator = state.get("discr.blocks.0.conv_res.weight")
-    channels = 1 if discriminator is None else discriminator.shape[1]
+    if channels is None:
+        channels = 1 if discriminator is None else discriminator.shape[1]
     patch_size = math.isqrt(slice_values // channels)
     if patch_size**2 * channels != slice_values or patch_values % slice_values:
         raise ModelFolderError(
@@ -79,19 +139,12 @@ def _config(state: State) -> CTViTConfig:
         codebook_size=codes,
         patch_size=patch_size,
         temporal_patch_size=patch_values // slice_values,
-        spatial_depth=blocks.count_indices(state, spatial),
-        temporal_depth=blocks.count_indices(state, temporal),
-        heads=len(tensor(state, "spatial_rel_pos_bias.net.2.bias")),
-        dim_head=len(tensor(state, f"{spatial}0.1.q_scale")),
-        temporal_attention="bidirectional",
-        temporal_peg="interleaved",
-        patch_norm="both",
+        spatial_depth=count_indices(state, spatial),
+        temporal_depth=count_indices(state, temporal),
+        heads=sizes(state, "spatial_rel_pos_bias.net.2.bias", 1)[0],
+        dim_head=sizes(state, f"{spatial}0.1.q_scale", 1)[0],
+        **REFERENCE_OPTIONS,
     )
-
-
-def _convolution(state: State, prefix: str) -> Params:
-    kernel = rearrange(tensor(state, f"{prefix}.weight"), "o i h w -> h w i o")
-    return {"kernel": np.ascontiguousarray(kernel), "bias": tensor(state, f"{prefix}.bias")}
 
 
 def discriminator_from_reference(state: State, prefix: str = "discr.") -> tuple[int, Params]:
@@ -100,18 +153,34 @@ def discriminator_from_reference(state: State, prefix: str = "discr.") -> tuple[
     Raises:
       ModelFolderError: a tensor is missing.
     """
-    params: Params = {}
-    for i in range(blocks.count_indices(state, f"{prefix}blocks.")):
-        block = f"{prefix}blocks.{i}"
-        params[f"block_{i}"] = {
-            "residual": _convolution(state, f"{block}.conv_res"),
-            "conv_0": _convolution(state, f"{block}.net.0"),
-            "conv_1": _convolution(state, f"{block}.net.2"),
-        }
-        if f"{block}.downsample.1.weight" in state:
-            params[f"block_{i}"]["downsample"] = _convolution(state, f"{block}.downsample.1")
-        if f"{prefix}attn_blocks.{i}.to_q.weight" in state:
-            params[f"attention_{i}"] = blocks.attention(state, f"{prefix}attn_blocks.{i}")
-    params["conv_out"] = _convolution(state, f"{prefix}to_logits.0")
-    params["logit"] = blocks.dense(state, f"{prefix}to_logits.3")
-    return params["block_0"]["conv_0"]["bias"].shape[0] // 4, params
+    state = without_prefix(state, prefix)
+    width, channels, *_ = sizes(state, "blocks.0.conv_res.weight", 4)
+    layout = discriminator_layout(width // 4, channels)
+    return width // 4, layout.from_reference(state)["params"]
+
+
+def discriminator_layout(base_dim: int, channels: int = 1) -> Layout:
+    """Which tensor of the reference holds which variable of `Discriminator`."""
+    images = jax.ShapeDtypeStruct((1, 128, 128, channels), jnp.float32)
+    abstract = jax.eval_shape(Discriminator(base_dim).init, jax.random.key(0), images)
+    return Layout.of(abstract, _discriminator_entries(abstract["params"]))
+
+
+def _discriminator_entries(params: Params) -> Iterator[Link | Idle]:
+    for i in range(sum(name.startswith("block_") for name in params)):
+        block, theirs = f"params.block_{i}", f"blocks.{i}"
+        yield from _convolution(f"{block}.residual", f"{theirs}.conv_res")
+        yield from _convolution(f"{block}.conv_0", f"{theirs}.net.0")
+        yield from _convolution(f"{block}.conv_1", f"{theirs}.net.2")
+        yield from _convolution(f"{block}.downsample", f"{theirs}.downsample.1")
+        if f"attention_{i}" in params:
+            dim = params[f"attention_{i}"]["norm"]["scale"].shape[0]
+            ours, theirs = f"params.attention_{i}", f"attn_blocks.{i}"
+            yield from blocks.attention(ours, theirs, dim=dim, **DISCRIMINATOR_HEADS)
+    yield from _convolution("params.conv_out", "to_logits.0")
+    yield from blocks.dense("params.logit", "to_logits.3")
+
+
+def _convolution(ours: str, theirs: str) -> Iterator[Link]:
+    yield link(f"{ours}.kernel", f"{theirs}.weight", "o i h w -> h w i o")
+    yield link(f"{ours}.bias", f"{theirs}.bias")

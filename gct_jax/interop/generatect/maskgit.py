@@ -1,21 +1,31 @@
-"""Published MaskGIT and critic weights -> configuration and variables.
+"""PyTorch names and layouts of MaskGIT and its critics.
 
 Sizes follow from the tensor shapes. The gradient shrink does not, and changes no output: to train
 published weights on as before, give `MaskGit` a `gradient_shrink` of 0.1.
 """
 
-from gct_jax.config import MaskGitConfig
-from gct_jax.errors import ModelFolderError
-from gct_jax.interop.generatect.transformer import (
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gct_jax.config import MaskGitConfig, ModelConfig, module_fields
+from gct_jax.interop.generatect.layout import (
+    Idle,
+    Layout,
+    Link,
     Params,
     State,
     count_indices,
-    dense,
-    position_bias,
-    require_known,
-    tensor,
-    transformer,
+    link,
+    sizes,
+    with_their_prefix,
+    without_prefix,
 )
+from gct_jax.interop.generatect.transformer import dense, position_bias, transformer
+from gct_jax.models.critics import TokenCritic
+from gct_jax.parts import abstract_variables
 
 
 def maskgit_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
@@ -27,22 +37,15 @@ def maskgit_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     Raises:
       ModelFolderError: a tensor is missing, unknown or of a contradictory shape.
     """
-    require_known(
-        state, ("token_emb.", "pos_emb.", "continuous_pos_bias.", "transformer.", "to_logits.")
-    )
     config = _config(state)
-    logits = tensor(state, "to_logits.weight").shape[0]
-    if logits != config.num_tokens:
-        raise ModelFolderError(
-            f"to_logits.weight has {logits} rows, token_emb.weight implies {config.num_tokens}"
-        )
-    params = {
-        "embedding": _embedding(state),
-        "position_bias": position_bias(state, "continuous_pos_bias"),
-        "transformer": transformer(state, "transformer"),
-        "to_logits": dense(state, "to_logits"),
-    }
-    return config, {"params": params}
+    return config, maskgit_layout(config).from_reference(state)
+
+
+def maskgit_to_reference(
+    config: MaskGitConfig, variables: Params, kept: State | None = None
+) -> dict[str, np.ndarray]:
+    """The inverse of `maskgit_from_reference`; `kept` is explained at `Layout.to_reference`."""
+    return maskgit_layout(config).to_reference(variables, kept)
 
 
 def token_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
@@ -52,15 +55,10 @@ def token_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
       the configuration and {"params": ..} for `gct_jax.models.critics.TokenCritic`.
 
     Raises:
-      ModelFolderError: a tensor is missing or unknown.
+      ModelFolderError: a tensor is missing, unknown or of a contradictory shape.
     """
-    require_known(state, ("token_emb.", "pos_emb.", "transformer.", "to_logits.0."))
-    params = {
-        "embedding": _embedding(state),
-        "transformer": transformer(state, "transformer"),
-        "to_score": dense(state, "to_logits.0"),
-    }
-    return _config(state), {"params": params}
+    config = _config(state)
+    return config, token_critic_layout(config).from_reference(state)
 
 
 def self_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
@@ -72,35 +70,64 @@ def self_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     Raises:
       ModelFolderError: a tensor is missing, unknown or of a contradictory shape.
     """
-    require_known(state, ("maskgit.", "to_pred.0."))
-    config, maskgit = maskgit_from_reference(
-        {
-            name.removeprefix("maskgit."): value
-            for name, value in state.items()
-            if "to_pred" not in name
-        }
+    config = _config(without_prefix(state, "maskgit."))
+    return config, self_critic_layout(config).from_reference(state)
+
+
+def maskgit_layout(config: MaskGitConfig) -> Layout:
+    """Which tensor of the reference holds which variable of `MaskGit`."""
+    return Layout.of(abstract_variables(ModelConfig(maskgit=config), "maskgit"), _entries(config))
+
+
+def token_critic_layout(config: MaskGitConfig) -> Layout:
+    """Which tensor of the reference holds which variable of `TokenCritic`."""
+    ids = jnp.zeros((1, 1, 1, 1), jnp.int32)
+    context = None if config.context_dim is None else jnp.zeros((1, 1, config.context_dim))
+    init = TokenCritic(**module_fields(config)).init
+    entries = [*_entries(config), *dense("params.to_score", "to_logits.0")]
+    return Layout.of(jax.eval_shape(init, jax.random.key(0), ids, context), entries)
+
+
+def self_critic_layout(config: MaskGitConfig) -> Layout:
+    """Which tensor of the reference holds which variable of `SelfCritic`."""
+    maskgit = abstract_variables(ModelConfig(maskgit=config), "maskgit")["params"]
+    score = {
+        "kernel": jax.ShapeDtypeStruct((config.dim, 1), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((1,), jnp.float32),
+    }
+    entries = [
+        *with_their_prefix(_entries(config, "params.maskgit"), "maskgit."),
+        *dense("params.to_score", "to_pred.0"),
+    ]
+    return Layout.of({"params": {"maskgit": maskgit, "to_score": score}}, entries)
+
+
+def _entries(config: MaskGitConfig, ours: str = "params") -> Iterator[Link | Idle]:
+    yield link(f"{ours}.embedding.token.embedding", "token_emb.weight")
+    yield link(f"{ours}.embedding.position", "pos_emb.weight")
+    yield from position_bias(f"{ours}.position_bias", "continuous_pos_bias")
+    yield from transformer(
+        f"{ours}.transformer",
+        "transformer",
+        dim=config.dim,
+        depth=config.depth,
+        heads=config.heads,
+        dim_head=config.dim_head,
+        context_dim=config.context_dim,
     )
-    params = {"maskgit": maskgit["params"], "to_score": dense(state, "to_pred.0")}
-    return config, {"params": params}
+    yield from dense(f"{ours}.to_logits", "to_logits")
 
 
 def _config(state: State) -> MaskGitConfig:
-    rows, dim = tensor(state, "token_emb.weight").shape
-    dim_head = tensor(state, "transformer.layers.0.1.q_scale").shape[0]
+    rows, dim = sizes(state, "token_emb.weight", 2)
+    (dim_head,) = sizes(state, "transformer.layers.0.1.q_scale", 1)
     cross = "transformer.layers.0.2.to_kv.weight"
     return MaskGitConfig(
         num_tokens=rows - 1,
-        max_sequence_length=tensor(state, "pos_emb.weight").shape[0],
+        max_sequence_length=sizes(state, "pos_emb.weight", 2)[0],
         dim=dim,
-        context_dim=tensor(state, cross).shape[1] if cross in state else None,
+        context_dim=sizes(state, cross, 2)[1] if cross in state else None,
         depth=count_indices(state, "transformer.layers."),
-        heads=tensor(state, "transformer.layers.0.1.to_q.weight").shape[0] // dim_head,
+        heads=sizes(state, "transformer.layers.0.1.to_q.weight", 2)[0] // dim_head,
         dim_head=dim_head,
     )
-
-
-def _embedding(state: State) -> Params:
-    return {
-        "token": {"embedding": tensor(state, "token_emb.weight")},
-        "position": tensor(state, "pos_emb.weight"),
-    }

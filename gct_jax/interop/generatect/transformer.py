@@ -1,112 +1,89 @@
 """PyTorch names and layouts of the building blocks that CT-ViT, MaskGIT and critics share.
 
-Every function takes the reference's flat state dict and a key prefix and returns the parameters
-of the Flax module of the same role. Linear weights are [out, in] there and [in, out] here.
+Every function takes the path of one of our modules and the reference's prefix of the same module,
+and yields the links between them. Linear weights are [out, in] there and [in, out] here.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from einops import rearrange
 
-from gct_jax.errors import ModelFolderError
+from gct_jax.interop.generatect.layout import Idle, Link, link
 
-State = Mapping[str, np.ndarray]
-Params = dict[str, Any]
-
-
-def tensor(state: State, name: str) -> np.ndarray:
-    """One tensor as float32.
-
-    Raises:
-      ModelFolderError: the state dict lacks it.
-    """
-    if name not in state:
-        raise ModelFolderError(f"the weights lack the tensor {name!r}")
-    return np.asarray(state[name], np.float32)
+LINEAR = "o i -> i o"
+LINEAR_HALVES = "(part o) i -> part i o"
 
 
-def require_known(state: State, prefixes: tuple[str, ...]) -> None:
-    """Raise ModelFolderError if a tensor of `state` lies under none of the `prefixes`."""
-    unknown = sorted(name for name in state if not name.startswith(prefixes))
-    if unknown:
-        raise ModelFolderError(
-            f"the weights hold {len(unknown)} unexpected tensor(s), first {unknown[0]!r}"
-        )
+def dense(ours: str, theirs: str) -> Iterator[Link]:
+    """nn.Linear and nn.Dense, with or without bias."""
+    yield link(f"{ours}.kernel", f"{theirs}.weight", LINEAR)
+    yield link(f"{ours}.bias", f"{theirs}.bias")
 
 
-def count_indices(state: State, prefix: str) -> int:
-    """How many different integers follow `prefix` in the keys: the depth of a stack."""
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+def layer_norm(ours: str, theirs: str) -> Iterator[Link]:
+    """nn.LayerNorm and group norms."""
+    yield link(f"{ours}.scale", f"{theirs}.weight")
+    yield link(f"{ours}.bias", f"{theirs}.bias")
 
 
-def dense(state: State, prefix: str, use_bias: bool = True) -> Params:
-    """nn.Linear -> nn.Dense."""
-    params = {"kernel": tensor(state, f"{prefix}.weight").T}
-    if use_bias:
-        params["bias"] = tensor(state, f"{prefix}.bias")
-    return params
+def attention(
+    ours: str, theirs: str, *, dim: int, heads: int, dim_head: int, context_dim: int | None = None
+) -> Iterator[Link | Idle]:
+    """Attention block and `models.transformer.Attention`; with `context_dim`, cross attention.
 
-
-def layer_norm(state: State, prefix: str) -> Params:
-    """nn.LayerNorm -> nn.LayerNorm."""
-    return {"scale": tensor(state, f"{prefix}.weight"), "bias": tensor(state, f"{prefix}.bias")}
-
-
-def attention(state: State, prefix: str, cross: bool = False) -> Params:
-    """Attention block -> `models.transformer.Attention`.
-
-    Self attention blocks carry an unused context norm and empty null keys, which are dropped;
+    Self attention blocks of the reference carry an unused context norm and empty null keys; every
     `beta` is a buffer of zeros.
     """
-    key, value = np.split(tensor(state, f"{prefix}.to_kv.weight"), 2)
-    params: Params = {
-        "norm": {"scale": tensor(state, f"{prefix}.norm.gamma")},
-        "query": dense(state, f"{prefix}.to_q", use_bias=False),
-        "key": {"kernel": key.T},
-        "value": {"kernel": value.T},
-        "out": dense(state, f"{prefix}.to_out", use_bias=False),
-        "query_scale": tensor(state, f"{prefix}.q_scale"),
-        "key_scale": tensor(state, f"{prefix}.k_scale"),
-    }
-    if cross:
-        # Null keys and values alternate: [heads, (null, key or value), dim_head].
-        null = rearrange(tensor(state, f"{prefix}.null_kv"), "h (n kv) d -> kv n h d", kv=2)
-        params |= {
-            "context_norm": {"scale": tensor(state, f"{prefix}.context_norm.gamma")},
-            "null_key": null[0],
-            "null_value": null[1],
-        }
-    return params
+    yield link(f"{ours}.norm.scale", f"{theirs}.norm.gamma")
+    yield Idle(f"{theirs}.norm.beta", np.zeros(dim, np.float32))
+    yield Idle(f"{theirs}.context_norm.beta", np.zeros(context_dim or dim, np.float32))
+    yield from dense(f"{ours}.query", f"{theirs}.to_q")
+    key_value = (f"{ours}.key.kernel", f"{ours}.value.kernel")
+    yield link(key_value, f"{theirs}.to_kv.weight", LINEAR_HALVES, part=2)
+    yield from dense(f"{ours}.out", f"{theirs}.to_out")
+    yield link(f"{ours}.query_scale", f"{theirs}.q_scale")
+    yield link(f"{ours}.key_scale", f"{theirs}.k_scale")
+    if context_dim is None:
+        yield Idle(f"{theirs}.context_norm.gamma", np.ones(dim, np.float32))
+        yield Idle(f"{theirs}.null_kv", np.zeros((heads, 0, dim_head), np.float32))
+        return
+    yield link(f"{ours}.context_norm.scale", f"{theirs}.context_norm.gamma")
+    # Null keys and values alternate: [heads, (null, key or value), dim_head].
+    null = (f"{ours}.null_key", f"{ours}.null_value")
+    yield link(null, f"{theirs}.null_kv", "h (n part) d -> part n h d", part=2)
 
 
-def transformer(state: State, prefix: str) -> Params:
-    """Transformer stack -> `models.transformer.Transformer`."""
-    params: Params = {"norm_out": {"scale": tensor(state, f"{prefix}.norm_out.gamma")}}
-    for i in range(count_indices(state, f"{prefix}.layers.")):
-        layer = f"{prefix}.layers.{i}"
-        value, gate = np.split(tensor(state, f"{layer}.3.1.weight"), 2)
-        kernel = rearrange(tensor(state, f"{layer}.0.dsconv.weight"), "d 1 t h w -> t h w d")
-        params[f"layers_{i}"] = {
-            "peg": {"kernel": kernel, "bias": tensor(state, f"{layer}.0.dsconv.bias")},
-            "self_attention": attention(state, f"{layer}.1"),
-            "feed_forward": {
-                "norm": layer_norm(state, f"{layer}.3.0"),
-                "value": {"kernel": value.T},
-                "gate": {"kernel": gate.T},
-                "out": dense(state, f"{layer}.3.4", use_bias=False),
-            },
-        }
-        if f"{layer}.2.to_q.weight" in state:
-            params[f"layers_{i}"]["cross_attention"] = attention(state, f"{layer}.2", cross=True)
-    return params
+def transformer(
+    ours: str,
+    theirs: str,
+    *,
+    dim: int,
+    depth: int,
+    heads: int,
+    dim_head: int,
+    context_dim: int | None = None,
+) -> Iterator[Link | Idle]:
+    """Transformer stack and `models.transformer.Transformer`."""
+    size = {"dim": dim, "heads": heads, "dim_head": dim_head}
+    for i in range(depth):
+        layer, their_layer = f"{ours}.layers_{i}", f"{theirs}.layers.{i}"
+        convolution = f"{their_layer}.0.dsconv"
+        yield link(f"{layer}.peg.kernel", f"{convolution}.weight", "d 1 t h w -> t h w d")
+        yield link(f"{layer}.peg.bias", f"{convolution}.bias")
+        yield from attention(f"{layer}.self_attention", f"{their_layer}.1", **size)
+        if context_dim is not None:
+            cross = f"{layer}.cross_attention"
+            yield from attention(cross, f"{their_layer}.2", **size, context_dim=context_dim)
+        hidden = (f"{layer}.feed_forward.value.kernel", f"{layer}.feed_forward.gate.kernel")
+        yield from layer_norm(f"{layer}.feed_forward.norm", f"{their_layer}.3.0")
+        yield link(hidden, f"{their_layer}.3.1.weight", LINEAR_HALVES, part=2)
+        yield from dense(f"{layer}.feed_forward.out", f"{their_layer}.3.4")
+    yield link(f"{ours}.norm_out.scale", f"{theirs}.norm_out.gamma")
+    yield Idle(f"{theirs}.norm_out.beta", np.zeros(dim, np.float32))
 
 
-def position_bias(state: State, prefix: str) -> Params:
-    """ContinuousPositionBias -> `models.positions.ContinuousPositionBias`."""
-    return {
-        "hidden_0": dense(state, f"{prefix}.net.0.0"),
-        "hidden_1": dense(state, f"{prefix}.net.1.0"),
-        "out": dense(state, f"{prefix}.net.2"),
-    }
+def position_bias(ours: str, theirs: str) -> Iterator[Link]:
+    """ContinuousPositionBias and `models.positions.ContinuousPositionBias`."""
+    yield from dense(f"{ours}.hidden_0", f"{theirs}.net.0.0")
+    yield from dense(f"{ours}.hidden_1", f"{theirs}.net.1.0")
+    yield from dense(f"{ours}.out", f"{theirs}.net.2")

@@ -1,24 +1,27 @@
-"""Published super-resolution U-Net weights -> configuration and variables.
+"""PyTorch names and layouts of the super-resolution U-Net.
 
 1x1 convolutions become linear maps. Three layers are laid out anew: parallel convolutions are the
 kernels of one `CrossEmbed`, space-to-depth with its 1x1 convolution is a 2x2 convolution of
 stride 2, and the channels before a pixel shuffle are ordered (row, column, channel).
+
+The functions yield links for everything that such a module may have; `Layout.of` keeps those whose
+array the configured `UNet` really makes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from flax import traverse_util
 
-from gct_jax.config import UNetConfig, module_fields
-from gct_jax.errors import ModelFolderError
-from gct_jax.interop.generatect.transformer import Params, State, dense, layer_norm, tensor
+from gct_jax.config import ModelConfig, UNetConfig
+from gct_jax.interop.generatect.layout import Idle, Layout, Link, Params, State, link
+from gct_jax.interop.generatect.transformer import LINEAR_HALVES, dense, layer_norm
 from gct_jax.interop.generatect.unet_config import infer_config
-from gct_jax.models.unet import UNet
+from gct_jax.parts import abstract_variables
+
+CONVOLUTION = "o i h w -> h w i o"
+POINTWISE = "o i 1 1 -> i o"
+POOL_LAYERS = 2
 
 
 def unet_from_reference(state: State, **not_inferable: Any) -> tuple[UNetConfig, Params]:
@@ -28,9 +31,7 @@ def unet_from_reference(state: State, **not_inferable: Any) -> tuple[UNetConfig,
       state: arrays by name, without the prefix `unets.1.` of a `Superres` state dict, or
         `1.ema_model.` of a trainer checkpoint's entry `ema`.
       **not_inferable: fields of `UNetConfig` that leave no trace in names and shapes, where they
-        differ from the published ones: `resnet_groups`, `cosine_sim_attn`,
-        `use_linear_cross_attn`, `scale_skip_connection`, `self_cond`, `cond_images_channels`, and
-        `attn_dim_head` where no level has attention.
+        differ from the published ones; they are listed in `unet_config.NOT_INFERABLE`.
 
     Returns:
       the configuration and {"params": ..} for `gct_jax.models.unet.UNet`.
@@ -39,295 +40,220 @@ def unet_from_reference(state: State, **not_inferable: Any) -> tuple[UNetConfig,
       ModelFolderError: a tensor is missing, unknown or of a contradictory shape.
     """
     config = infer_config(state, **not_inferable)
-    recorder = _Recorder(state)
-    params = _unet(recorder, config)
-    # Without text the reference keeps these, but nothing reads them.
-    idle = () if config.text_embed_dim is not None else ("null_text_", "attn_pool.")
-    unused = sorted(name for name in set(state) - recorder.used if not name.startswith(idle))
-    if unused:
-        raise ModelFolderError(
-            f"the weights hold {len(unused)} unexpected tensor(s), first {unused[0]!r}"
-        )
-    _require_fit(params, config)
-    return config, {"params": params}
+    return config, unet_layout(config).from_reference(state)
 
 
-class _Recorder(Mapping):
-    """A state dict that remembers which of its tensors were asked for."""
-
-    def __init__(self, state: State):
-        self.state = state
-        self.used: set[str] = set()
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        self.used.add(name)
-        return self.state[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.state
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)
+def unet_to_reference(
+    config: UNetConfig, variables: Params, kept: State | None = None
+) -> dict[str, np.ndarray]:
+    """The inverse of `unet_from_reference`; `kept` is explained at `Layout.to_reference`."""
+    return unet_layout(config).to_reference(variables, kept)
 
 
-def _require_fit(params: Params, config: UNetConfig) -> None:
-    """Compare names and shapes with those of a freshly initialised model, without computing it."""
-    side = 2 ** len(config.dim_mults)
-    image = jnp.zeros((1, side, side, config.channels))
-    inputs: dict[str, Any] = {}
-    if config.lowres_cond:
-        inputs |= {"low_res": image, "low_res_log_snr": jnp.zeros(1)}
-    if config.text_embed_dim is not None:
-        inputs["text"] = jnp.zeros((1, 1, config.text_embed_dim))
-    if config.cond_images_channels:
-        inputs["cond_images"] = jnp.zeros((1, side, side, config.cond_images_channels))
-    model = UNet(**module_fields(config))
-    expected = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), image, jnp.zeros(1), **inputs)["params"]
+def unet_layout(config: UNetConfig) -> Layout:
+    """Which tensor of the reference holds which variable of `UNet`."""
+    variables = abstract_variables(ModelConfig(unet=config), "superres")
+    # A U-Net without text still stores its text pooling, which nothing reads.
+    foreign = ("attn_pool.",) if config.text_embed_dim is None else ()
+    return Layout.of(variables, _entries(config), foreign)
+
+
+def _entries(config: UNetConfig) -> Iterator[Link | Idle]:
+    yield from _conditioning(config)
+    yield from _embedding(
+        "params.initial_conv",
+        "init_conv",
+        config.init_dim or config.dim,
+        config.init_cross_embed_kernel_sizes,
     )
-    wanted, given = (
-        {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree, sep=".").items()}
-        for tree in (expected, params)
-    )
-    for name in sorted(wanted | given):
-        if wanted.get(name) != given.get(name):
-            raise ModelFolderError(
-                f"parameter {name!r}: the weights give shape {given.get(name, 'nothing')}, the "
-                f"options found in them ask for {wanted.get(name, 'nothing')}"
-            )
-
-
-def _unet(state: State, config: UNetConfig) -> Params:
+    yield from _resnet_block("params.initial_block", "init_resnet_block")
+    yield from _resnet_block("params.middle_block1", "mid_block1")
+    yield from _resnet_block("params.middle_block2", "mid_block2")
+    yield from _map_transformer("params.middle_attention", "mid_attn", 1, linear=False)
+    yield from _resnet_block("params.final_block", "final_res_block")
+    yield from _convolution("params.final_conv", "final_conv")
     levels = len(config.dim_mults)
-    params = {
-        "conditioning": _conditioning(state, config),
-        "initial_conv": _cross_embed_or_conv(state, "init_conv"),
-        "middle_block1": _resnet_block(state, "mid_block1"),
-        "middle_block2": _resnet_block(state, "mid_block2"),
-        "final_conv": _conv(state, "final_conv"),
-    }
-    if config.memory_efficient:
-        params["initial_block"] = _resnet_block(state, "init_resnet_block")
-    if config.attend_at_middle:
-        params["middle_attention"] = _map_transformer(state, "mid_attn", 1)
-    if config.final_resnet_block:
-        params["final_block"] = _resnet_block(state, "final_res_block")
     for level in range(levels):
-        up = levels - 1 - level
-        params |= _level(state, config, level, f"down_{level}", f"downs.{level}", 1)
-        params |= _level(state, config, level, f"up_{level}", f"ups.{up}", 0)
-        params[f"down_{level}_resize"] = _downsample(state, config, level)
-        if level > 0 or config.memory_efficient:
-            params[f"up_{level}_resize"] = _upsample(state, config, f"ups.{up}.3")
-        if config.combine_upsample_fmaps:
-            params[f"combine_{level}"] = _block(state, f"upsample_combiner.fmap_convs.{level}")
-    return params
+        up = f"ups.{levels - 1 - level}"  # counted from the innermost level
+        yield from _level(config, level, "down", f"downs.{level}", 1)
+        yield from _level(config, level, "up", up, 0)
+        yield from _downsample(config, level)
+        yield from _upsample(f"params.up_{level}_resize.conv", f"{up}.3", config)
+        yield from _block(f"params.combine_{level}", f"upsample_combiner.fmap_convs.{level}")
 
 
 def _level(
-    state: State, config: UNetConfig, level: int, name: str, prefix: str, first: int
-) -> Params:
+    config: UNetConfig, level: int, direction: str, theirs: str, first: int
+) -> Iterator[Link]:
     """One level in one direction; its modules are numbered from `first` in the reference."""
-    params = {f"{name}_cross_block": _resnet_block(state, f"{prefix}.{first}")}
+    ours = f"params.{direction}_{level}"
+    yield from _resnet_block(f"{ours}_cross_block", f"{theirs}.{first}")
     for i in range(config.num_resnet_blocks[level]):
-        params[f"{name}_block_{i}"] = _resnet_block(state, f"{prefix}.{first + 1}.{i}")
-    if config.layer_attns[level] != "none":
-        depth = config.layer_attns_depth[level]
-        params[f"{name}_attention"] = _map_transformer(state, f"{prefix}.{first + 2}", depth)
-    return params
+        yield from _resnet_block(f"{ours}_block_{i}", f"{theirs}.{first + 1}.{i}")
+    yield from _map_transformer(
+        f"{ours}_attention",
+        f"{theirs}.{first + 2}",
+        config.layer_attns_depth[level],
+        linear=config.layer_attns[level] == "linear",
+    )
 
 
-def _conditioning(state: State, config: UNetConfig) -> Params:
-    params = {"noise_level": _noise_level(state, "time"), "norm": layer_norm(state, "norm_cond")}
-    if config.lowres_cond:
-        params["low_res_noise_level"] = _noise_level(state, "lowres_time")
+def _conditioning(config: UNetConfig) -> Iterator[Link | Idle]:
+    ours = "params.conditioning"
+    yield from layer_norm(f"{ours}.norm", "norm_cond")
+    for name, theirs in (("noise_level", "time"), ("low_res_noise_level", "lowres_time")):
+        yield link(f"{ours}.{name}.frequencies", f"to_{theirs}_hiddens.0.weights")
+        yield from dense(f"{ours}.{name}.hidden", f"to_{theirs}_hiddens.1")
+        yield from dense(f"{ours}.{name}.vector", f"to_{theirs}_cond.0")
+        yield from dense(f"{ours}.{name}.tokens", f"to_{theirs}_tokens.0")
     if config.text_embed_dim is None:
-        return params
-    text = {
-        "null_tokens": tensor(state, "null_text_embed")[0],
-        "null_vector": tensor(state, "null_text_hidden")[0],
-        "text": dense(state, "text_to_cond"),
-        "vector_norm": layer_norm(state, "to_text_non_attn_cond.0"),
-        "vector_hidden": dense(state, "to_text_non_attn_cond.1"),
-        "vector": dense(state, "to_text_non_attn_cond.3"),
-    }
-    if config.attn_pool_text:
-        text["pool"] = _attention_pool(state, "attn_pool")
-    return params | {"text": text}
+        time_width = config.dim * (8 if config.lowres_cond else 4)
+        token_shape = (1, config.max_text_len, config.cond_dim or config.dim)
+        yield Idle("null_text_embed", np.zeros(token_shape, np.float32))
+        yield Idle("null_text_hidden", np.zeros((1, time_width), np.float32))
+        return
+    ours = f"{ours}.text"
+    yield link(f"{ours}.null_tokens", "null_text_embed", "1 position d -> position d")
+    yield link(f"{ours}.null_vector", "null_text_hidden", "1 d -> d")
+    yield from dense(f"{ours}.text", "text_to_cond")
+    yield from layer_norm(f"{ours}.vector_norm", "to_text_non_attn_cond.0")
+    yield from dense(f"{ours}.vector_hidden", "to_text_non_attn_cond.1")
+    yield from dense(f"{ours}.vector", "to_text_non_attn_cond.3")
+    yield from _attention_pool(f"{ours}.pool", "attn_pool")
 
 
-def _noise_level(state: State, name: str) -> Params:
-    return {
-        "frequencies": tensor(state, f"to_{name}_hiddens.0.weights"),
-        "hidden": dense(state, f"to_{name}_hiddens.1"),
-        "vector": dense(state, f"to_{name}_cond.0"),
-        "tokens": dense(state, f"to_{name}_tokens.0"),
-    }
+def _attention_pool(ours: str, theirs: str) -> Iterator[Link]:
+    yield link(f"{ours}.positions", f"{theirs}.pos_emb.weight")
+    yield link(f"{ours}.latents", f"{theirs}.latents")
+    yield _gain(f"{ours}.mean_norm", f"{theirs}.to_latents_from_mean_pooled_seq.0")
+    yield from dense(f"{ours}.mean_latents", f"{theirs}.to_latents_from_mean_pooled_seq.1")
+    for i in range(POOL_LAYERS):
+        attention, layer = f"{ours}.attention_{i}", f"{theirs}.layers.{i}"
+        yield from layer_norm(f"{attention}.norm", f"{layer}.0.norm")
+        yield from layer_norm(f"{attention}.latents_norm", f"{layer}.0.norm_latents")
+        yield from dense(f"{attention}.query", f"{layer}.0.to_q")
+        yield from _key_value(attention, "", f"{layer}.0.to_kv")
+        yield from dense(f"{attention}.out", f"{layer}.0.to_out.0")
+        yield from layer_norm(f"{attention}.out_norm", f"{layer}.0.to_out.1")
+        yield from _feed_forward(f"{ours}.feed_forward_{i}", f"{layer}.1")
 
 
-def _attention_pool(state: State, prefix: str) -> Params:
-    params: Params = {
-        "positions": tensor(state, f"{prefix}.pos_emb.weight"),
-        "latents": tensor(state, f"{prefix}.latents"),
-        "mean_norm": _gain(state, f"{prefix}.to_latents_from_mean_pooled_seq.0"),
-        "mean_latents": dense(state, f"{prefix}.to_latents_from_mean_pooled_seq.1"),
-    }
-    for i in range(2):
-        layer = f"{prefix}.layers.{i}"
-        params[f"attention_{i}"] = {
-            "norm": layer_norm(state, f"{layer}.0.norm"),
-            "latents_norm": layer_norm(state, f"{layer}.0.norm_latents"),
-            "query": _pointwise(state, f"{layer}.0.to_q"),
-            **_key_value(state, f"{layer}.0.to_kv", ""),
-            "out": _pointwise(state, f"{layer}.0.to_out.0"),
-            "out_norm": layer_norm(state, f"{layer}.0.to_out.1"),
-        }
-        params[f"feed_forward_{i}"] = _feed_forward(state, f"{layer}.1")
-    return params
+def _resnet_block(ours: str, theirs: str) -> Iterator[Link]:
+    yield from _block(f"{ours}.block1", f"{theirs}.block1")
+    yield from _block(f"{ours}.block2", f"{theirs}.block2")
+    yield from dense(f"{ours}.time", f"{theirs}.time_mlp.1")
+    yield from _attention(f"{ours}.cross_attention", f"{theirs}.cross_attn")
+    for name, convolution in (("position", "to_k"), ("hidden", "net.0"), ("gate", "net.2")):
+        yield from _pointwise(f"{ours}.context_gate.{name}", f"{theirs}.gca.{convolution}")
+    yield from _pointwise(f"{ours}.residual", f"{theirs}.res_conv")
 
 
-def _resnet_block(state: State, prefix: str) -> Params:
-    params = {
-        "block1": _block(state, f"{prefix}.block1"),
-        "block2": _block(state, f"{prefix}.block2"),
-        "time": dense(state, f"{prefix}.time_mlp.1"),
-    }
-    if f"{prefix}.cross_attn.to_q.weight" in state:
-        params["cross_attention"] = _attention(state, f"{prefix}.cross_attn")
-    if f"{prefix}.gca.to_k.weight" in state:
-        params["context_gate"] = {
-            "position": _pointwise(state, f"{prefix}.gca.to_k"),
-            "hidden": _pointwise(state, f"{prefix}.gca.net.0"),
-            "gate": _pointwise(state, f"{prefix}.gca.net.2"),
-        }
-    if f"{prefix}.res_conv.weight" in state:
-        params["residual"] = _pointwise(state, f"{prefix}.res_conv")
-    return params
+def _block(ours: str, theirs: str) -> Iterator[Link]:
+    yield from layer_norm(f"{ours}.norm", f"{theirs}.groupnorm")
+    yield from _convolution(f"{ours}.conv", f"{theirs}.project")
 
 
-def _block(state: State, prefix: str) -> Params:
-    norm = layer_norm(state, f"{prefix}.groupnorm")
-    return {"norm": norm, "conv": _conv(state, f"{prefix}.project")}
-
-
-def _attention(state: State, prefix: str) -> Params:
+def _attention(ours: str, theirs: str) -> Iterator[Link]:
     """Cross attention, or self attention with its optional tokens."""
-    params = {
-        "norm": _gain(state, f"{prefix}.norm"),
-        "null": {"key_value": tensor(state, f"{prefix}.null_kv")},
-        "query": _pointwise(state, f"{prefix}.to_q"),
-        **_key_value(state, f"{prefix}.to_kv", ""),
-        "out": _pointwise(state, f"{prefix}.to_out.0"),
-        "out_norm": _gain(state, f"{prefix}.to_out.1"),
-    }
-    return params | _context(state, prefix)
+    yield _gain(f"{ours}.norm", f"{theirs}.norm")
+    yield link(f"{ours}.null.key_value", f"{theirs}.null_kv")
+    yield from dense(f"{ours}.query", f"{theirs}.to_q")
+    yield from _key_value(ours, "", f"{theirs}.to_kv")
+    yield from dense(f"{ours}.out", f"{theirs}.to_out.0")
+    yield _gain(f"{ours}.out_norm", f"{theirs}.to_out.1")
+    yield from _context(ours, theirs)
 
 
-def _linear_attention(state: State, prefix: str) -> Params:
-    params = {
-        "norm": _gain(state, f"{prefix}.norm"),
-        "out": _pointwise(state, f"{prefix}.to_out.0"),
-        "out_norm": _gain(state, f"{prefix}.to_out.1"),
-    }
+def _linear_attention(ours: str, theirs: str) -> Iterator[Link]:
+    yield _map_gain(f"{ours}.norm", f"{theirs}.norm")
     for name in ("query", "key", "value"):
-        params[name] = _pointwise(state, f"{prefix}.to_{name[0]}.1")
-        params[f"{name}_local"] = _conv(state, f"{prefix}.to_{name[0]}.2")
-    return params | _context(state, prefix)
+        yield from _pointwise(f"{ours}.{name}", f"{theirs}.to_{name[0]}.1")
+        yield from _convolution(f"{ours}.{name}_local", f"{theirs}.to_{name[0]}.2")
+    yield from _pointwise(f"{ours}.out", f"{theirs}.to_out.0")
+    yield _map_gain(f"{ours}.out_norm", f"{theirs}.to_out.1")
+    yield from _context(ours, theirs)
 
 
-def _context(state: State, prefix: str) -> Params:
-    if f"{prefix}.to_context.1.weight" not in state:
-        return {}
-    norm = layer_norm(state, f"{prefix}.to_context.0")
-    return {"context_norm": norm, **_key_value(state, f"{prefix}.to_context.1", "context_")}
+def _context(ours: str, theirs: str) -> Iterator[Link]:
+    yield from layer_norm(f"{ours}.context_norm", f"{theirs}.to_context.0")
+    yield from _key_value(ours, "context_", f"{theirs}.to_context.1")
 
 
-def _map_transformer(state: State, prefix: str, depth: int) -> Params:
-    params = {}
+def _map_transformer(ours: str, theirs: str, depth: int, linear: bool) -> Iterator[Link]:
+    attention = _linear_attention if linear else _attention
     for i in range(depth):
-        layer = f"{prefix}.layers.{i}"
-        linear = f"{layer}.0.to_q.1.weight" in state
-        convert = _linear_attention if linear else _attention
-        params[f"attention_{i}"] = convert(state, f"{layer}.0")
-        params[f"feed_forward_{i}"] = _feed_forward(state, f"{layer}.1")
-    return params
+        yield from attention(f"{ours}.attention_{i}", f"{theirs}.layers.{i}.0")
+        yield from _feed_forward(f"{ours}.feed_forward_{i}", f"{theirs}.layers.{i}.1", linear)
 
 
-def _feed_forward(state: State, prefix: str) -> Params:
-    return {
-        "norm": _gain(state, f"{prefix}.0"),
-        "wide": _pointwise(state, f"{prefix}.1"),
-        "wide_norm": _gain(state, f"{prefix}.3"),
-        "out": _pointwise(state, f"{prefix}.4"),
-    }
+def _feed_forward(ours: str, theirs: str, on_map: bool = False) -> Iterator[Link]:
+    gain, linear = (_map_gain, _pointwise) if on_map else (_gain, dense)
+    yield gain(f"{ours}.norm", f"{theirs}.0")
+    yield from linear(f"{ours}.wide", f"{theirs}.1")
+    yield gain(f"{ours}.wide_norm", f"{theirs}.3")
+    yield from linear(f"{ours}.out", f"{theirs}.4")
 
 
-def _downsample(state: State, config: UNetConfig, level: int) -> Params:
-    prefix = f"downs.{level}.{0 if config.memory_efficient else 4}"
-    if f"{prefix}.fns.0.weight" in state:
-        return {
-            "conv3": _conv(state, f"{prefix}.fns.0"),
-            "conv1": _pointwise(state, f"{prefix}.fns.1"),
-        }
-    if config.cross_embed_downsample_kernel_sizes is not None:
-        return _cross_embed_or_conv(state, prefix)
-    kernel = tensor(state, f"{prefix}.1.weight")[:, :, 0, 0]
-    return {
-        "kernel": rearrange(kernel, "o (i r s) -> r s i o", r=2, s=2),
-        "bias": tensor(state, f"{prefix}.1.bias"),
-    }
+def _downsample(config: UNetConfig, level: int) -> Iterator[Link]:
+    ours = f"params.down_{level}_resize"
+    theirs = f"downs.{level}.{0 if config.memory_efficient else 4}"
+    if not config.memory_efficient and level == len(config.dim_mults) - 1:
+        yield from _convolution(f"{ours}.conv3", f"{theirs}.fns.0")
+        yield from _pointwise(f"{ours}.conv1", f"{theirs}.fns.1")
+    elif config.cross_embed_downsample_kernel_sizes is not None:
+        width = config.dim * config.dim_mults[level]
+        yield from _embedding(ours, theirs, width, config.cross_embed_downsample_kernel_sizes)
+    else:
+        pattern = "o (i r s) 1 1 -> r s i o"
+        yield link(f"{ours}.kernel", f"{theirs}.1.weight", pattern, r=2, s=2)
+        yield link(f"{ours}.bias", f"{theirs}.1.bias")
 
 
-def _upsample(state: State, config: UNetConfig, prefix: str) -> Params:
+def _upsample(ours: str, theirs: str, config: UNetConfig) -> Iterator[Link]:
     if not config.pixel_shuffle_upsample:
-        return {"conv": _conv(state, f"{prefix}.1")}
-    kernel = tensor(state, f"{prefix}.net.0.weight")[:, :, 0, 0]
-    bias = tensor(state, f"{prefix}.net.0.bias")
-    return {
-        "conv": {
-            "kernel": rearrange(kernel, "(o r s) i -> i (r s o)", r=2, s=2),
-            "bias": rearrange(bias, "(o r s) -> (r s o)", r=2, s=2),
-        }
-    }
+        yield from _convolution(ours, f"{theirs}.1")
+        return
+    kernel, bias = f"{theirs}.net.0.weight", f"{theirs}.net.0.bias"
+    yield link(f"{ours}.kernel", kernel, "(o r s) i 1 1 -> i (r s o)", r=2, s=2)
+    yield link(f"{ours}.bias", bias, "(o r s) -> (r s o)", r=2, s=2)
 
 
-def _cross_embed_or_conv(state: State, prefix: str) -> Params:
-    if f"{prefix}.weight" in state:
-        return _conv(state, prefix)
-    count = len({name for name in state if name.startswith(f"{prefix}.convs.")}) // 2
-    convs = [_conv(state, f"{prefix}.convs.{i}") for i in range(count)]
-    params = {f"kernel_{conv['kernel'].shape[0]}": conv["kernel"] for conv in convs}
-    return params | {"bias": np.concatenate([conv["bias"] for conv in convs])}
+def _embedding(
+    ours: str, theirs: str, width: int, kernel_sizes: tuple[int, ...] | None
+) -> Iterator[Link]:
+    """One convolution, or parallel ones that share the channels."""
+    if kernel_sizes is None:
+        yield from _convolution(ours, theirs)
+        return
+    count = len(kernel_sizes)
+    for i, size in enumerate(sorted(kernel_sizes)):
+        yield link(f"{ours}.kernel_{size}", f"{theirs}.convs.{i}.weight", CONVOLUTION)
+    widths = [width // 2 ** (i + 1) for i in range(count - 1)]
+    biases = tuple(f"{theirs}.convs.{i}.bias" for i in range(count))
+    yield link(f"{ours}.bias", biases)._replace(lengths=(*widths, width - sum(widths)))
 
 
-def _conv(state: State, prefix: str) -> Params:
-    params = {"kernel": rearrange(tensor(state, f"{prefix}.weight"), "o i h w -> h w i o")}
-    if f"{prefix}.bias" in state:
-        params["bias"] = tensor(state, f"{prefix}.bias")
-    return params
+def _convolution(ours: str, theirs: str) -> Iterator[Link]:
+    yield link(f"{ours}.kernel", f"{theirs}.weight", CONVOLUTION)
+    yield link(f"{ours}.bias", f"{theirs}.bias")
 
 
-def _pointwise(state: State, prefix: str) -> Params:
-    """Linear map or 1x1 convolution, with or without bias."""
-    weight = tensor(state, f"{prefix}.weight")
-    params = {"kernel": weight.reshape(weight.shape[:2]).T}
-    if f"{prefix}.bias" in state:
-        params["bias"] = tensor(state, f"{prefix}.bias")
-    return params
+def _pointwise(ours: str, theirs: str) -> Iterator[Link]:
+    """A 1x1 convolution."""
+    yield link(f"{ours}.kernel", f"{theirs}.weight", POINTWISE)
+    yield link(f"{ours}.bias", f"{theirs}.bias")
 
 
-def _key_value(state: State, prefix: str, name: str) -> Params:
+def _key_value(ours: str, name: str, theirs: str) -> Iterator[Link]:
     """Keys and values, which are the halves of one linear map in the reference."""
-    both = _pointwise(state, prefix)
-    halves = {leaf: np.split(array, 2, axis=-1) for leaf, array in both.items()}
-    return {
-        f"{name}key": {leaf: half[0] for leaf, half in halves.items()},
-        f"{name}value": {leaf: half[1] for leaf, half in halves.items()},
-    }
+    key, value = f"{ours}.{name}key", f"{ours}.{name}value"
+    yield link((f"{key}.kernel", f"{value}.kernel"), f"{theirs}.weight", LINEAR_HALVES, part=2)
+    yield link((f"{key}.bias", f"{value}.bias"), f"{theirs}.bias", "(part d) -> part d", part=2)
 
 
-def _gain(state: State, prefix: str) -> Params:
-    return {"scale": tensor(state, f"{prefix}.g").reshape(-1)}
+def _gain(ours: str, theirs: str) -> Link:
+    return link(f"{ours}.scale", f"{theirs}.g")
+
+
+def _map_gain(ours: str, theirs: str) -> Link:
+    return link(f"{ours}.scale", f"{theirs}.g", "d 1 1 -> d")

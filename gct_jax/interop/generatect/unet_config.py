@@ -3,7 +3,20 @@
 from typing import Any
 
 from gct_jax.config import UNetConfig
-from gct_jax.interop.generatect.transformer import State, count_indices, tensor
+from gct_jax.errors import ModelFolderError
+from gct_jax.interop.generatect.layout import State, count_indices, sizes
+
+# Fields that leave no trace in names and shapes. `attn_dim_head` can be read wherever a level has
+# ordinary attention.
+NOT_INFERABLE = (
+    "attn_dim_head",
+    "cond_images_channels",
+    "cosine_sim_attn",
+    "resnet_groups",
+    "scale_skip_connection",
+    "self_cond",
+    "use_linear_cross_attn",
+)
 
 
 def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
@@ -15,19 +28,23 @@ def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
     """
     levels = count_indices(state, "downs.")
     lowres = "to_lowres_time_cond.0.weight" in state
-    time_width = tensor(state, "to_time_cond.0.weight").shape[0]
+    time_width = sizes(state, "to_time_cond.0.weight", 2)[0]
     dim = time_width // (8 if lowres else 4)
-    token_dim = tensor(state, "norm_cond.weight").shape[0]
+    token_dim = sizes(state, "norm_cond.weight", 1)[0]
+    if not (dim and token_dim and levels):
+        raise ModelFolderError(
+            f"no U-Net has {levels} level(s), a width of {dim} and tokens of {token_dim} numbers"
+        )
     # Levels of the way up are counted from the innermost one.
     ups = [f"ups.{levels - 1 - level}." for level in range(levels)]
-    widths = [tensor(state, f"{up}0.block2.groupnorm.weight").shape[0] for up in ups]
+    widths = [sizes(state, f"{up}0.block2.groupnorm.weight", 1)[0] for up in ups]
     efficient = "init_resnet_block.block1.project.weight" in state
     text = "text_to_cond.weight" in state
     pooled = "attn_pool.latents" in state
     options: dict[str, Any] = {
         "dim": dim,
         "cond_dim": None if token_dim == dim else token_dim,
-        "channels_out": tensor(state, "final_conv.weight").shape[0],
+        "channels_out": sizes(state, "final_conv.weight", 4)[0],
         "dim_mults": tuple(width // dim for width in widths),
         "num_resnet_blocks": tuple(
             count_indices(state, f"downs.{level}.2.") for level in range(levels)
@@ -37,11 +54,11 @@ def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
         "layer_cross_attns": tuple(f"{up}0.cross_attn.null_kv" in state for up in ups),
         "attend_at_middle": "mid_attn.layers.0.0.null_kv" in state,
         "lowres_cond": lowres,
-        "text_embed_dim": tensor(state, "text_to_cond.weight").shape[1] if text else None,
-        "max_text_len": tensor(state, "null_text_embed").shape[1],
+        "text_embed_dim": sizes(state, "text_to_cond.weight", 2)[1] if text else None,
+        "max_text_len": sizes(state, "null_text_embed", 3)[1],
         "attn_pool_text": pooled,
-        "num_time_tokens": tensor(state, "to_time_tokens.0.weight").shape[0] // token_dim,
-        "learned_sinu_pos_emb_dim": 2 * tensor(state, "to_time_hiddens.0.weights").shape[0],
+        "num_time_tokens": sizes(state, "to_time_tokens.0.weight", 2)[0] // token_dim,
+        "learned_sinu_pos_emb_dim": 2 * sizes(state, "to_time_hiddens.0.weights", 1)[0],
         "memory_efficient": efficient,
         "pixel_shuffle_upsample": any(".3.net.0." in name for name in state),
         "combine_upsample_fmaps": "upsample_combiner.fmap_convs.0.project.weight" in state,
@@ -54,7 +71,7 @@ def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
         **_attention_size(state, not_inferable.get("attn_dim_head", 64)),
     }
     if pooled:
-        options["attn_pool_num_latents"] = state["attn_pool.latents"].shape[0]
+        options["attn_pool_num_latents"] = sizes(state, "attn_pool.latents", 2)[0]
     feed_forward = next(
         (name for name in state if name.startswith("ups.") and ".layers.0.1.1." in name), None
     )
@@ -77,39 +94,39 @@ def _attention_kind(state: State, prefix: str) -> str:
 
 def _convolutions(state: State, dim: int, efficient: bool) -> dict[str, Any]:
     """Kernel sizes and widths of the initial and the down-sampling convolutions."""
-    initial = _parallel_kernels(state, "init_conv")
-    first = initial or [tensor(state, "init_conv.weight")]
-    init_dim = sum(kernel.shape[0] for kernel in first)
-    down = _parallel_kernels(state, f"downs.0.{0 if efficient else 4}")
+    initial = _parallel_shapes(state, "init_conv")
+    first = initial or [sizes(state, "init_conv.weight", 4)]
+    init_dim = sum(width for width, *_ in first)
+    down = _parallel_shapes(state, f"downs.0.{0 if efficient else 4}")
     return {
-        "input_channels": first[0].shape[1],
+        "input_channels": first[0][1],
         "init_dim": None if init_dim == dim else init_dim,
-        "init_cross_embed_kernel_sizes": _sizes(initial),
-        "cross_embed_downsample_kernel_sizes": _sizes(down),
+        "init_cross_embed_kernel_sizes": _kernel_sizes(initial),
+        "cross_embed_downsample_kernel_sizes": _kernel_sizes(down),
     }
 
 
-def _parallel_kernels(state: State, prefix: str) -> list:
+def _parallel_shapes(state: State, prefix: str) -> list[tuple[int, ...]]:
     count = count_indices(state, f"{prefix}.convs.")
-    return [tensor(state, f"{prefix}.convs.{i}.weight") for i in range(count)]
+    return [sizes(state, f"{prefix}.convs.{i}.weight", 4) for i in range(count)]
 
 
-def _sizes(kernels: list) -> tuple[int, ...] | None:
-    return tuple(kernel.shape[2] for kernel in kernels) or None
+def _kernel_sizes(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    return tuple(shape[2] for shape in shapes) or None
 
 
 def _attention_size(state: State, default_dim_head: int) -> dict[str, int]:
     """Heads and their width; only their product is known where no level has softmax attention."""
     nulls = [name for name in state if name.endswith("null_kv") and not name.startswith("mid_bl")]
-    dim_head = state[nulls[0]].shape[1] if nulls else default_dim_head
+    dim_head = sizes(state, nulls[0], 2)[1] if nulls else default_dim_head
     query = (".to_q.weight", ".to_q.1.weight")
     inner = [
         state[name].shape[0]
         for name in state
         if name.endswith(query) and not name.startswith("mid_bl")
     ]
-    middle_query = tensor(state, "mid_block1.cross_attn.to_q.weight").shape[0]
-    middle_dim_head = tensor(state, "mid_block1.cross_attn.null_kv").shape[1]
+    middle_query = sizes(state, "mid_block1.cross_attn.to_q.weight", 2)[0]
+    middle_dim_head = sizes(state, "mid_block1.cross_attn.null_kv", 2)[1]
     return {
         "attn_heads": inner[0] // dim_head if inner else 8,
         "attn_dim_head": dim_head,
@@ -125,6 +142,6 @@ def _has_initial_residual(state: State, options: dict[str, Any], widths: list[in
     if options["combine_upsample_fmaps"]:
         needed += options["dim"] * len(widths)
     if options["final_resnet_block"]:
-        return tensor(state, "final_res_block.block1.groupnorm.weight").shape[0] > needed
-    given = tensor(state, "final_conv.weight").shape[1]
+        return sizes(state, "final_res_block.block1.groupnorm.weight", 1)[0] > needed
+    given = sizes(state, "final_conv.weight", 4)[1]
     return given - options["channels"] * options["lowres_cond"] > needed
