@@ -3,8 +3,9 @@
     bash launch/train_demo.sh out/demo                 # everything below, in order, resumable
 
     python -m launch.train --config configs/demo.py:ctvit --workdir out/demo/ctvit
+    python -m launch.train --config configs/demo.py:t5 --workdir out/demo/t5
     python -m launch.train --config configs/demo.py:maskgit --workdir out/demo/maskgit \\
-        --from out/demo/ctvit
+        --from out/demo/ctvit --from out/demo/t5
     python -m launch.train --config configs/demo.py:superres --workdir out/demo/superres \\
         --from out/demo/ctvit --from out/demo/maskgit
     python -m launch.export_model out/demo/ctvit out/demo/maskgit out/demo/superres \\
@@ -13,6 +14,7 @@
 The numbers of steps are set so that everything together fits into 90 minutes on two CPU cores.
 """
 
+from data_pipelines.phantom.attributes import ATTRIBUTES, CLASSES
 from gct_jax.config import (
     CTViTConfig,
     DiffusionConfig,
@@ -30,6 +32,7 @@ from gct_jax.training.config import (
     MaskGitTraining,
     OptimizerConfig,
     SuperResTraining,
+    T5Training,
     TrainConfig,
 )
 
@@ -88,7 +91,8 @@ def ctvit() -> TrainConfig:
         stage="ctvit",
         model=model(),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3,
+            algorithm="muon",
+            learning_rate=2.5e-3,
             warmup_steps=100,
             schedule="cosine",
             final_fraction=0.02,
@@ -97,14 +101,14 @@ def ctvit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=1500,
+            steps=1750,
             batch_size=4,
-            eval_every=350,
-            sample_every=350,
+            eval_every=250,
+            sample_every=250,
             checkpoint_every=100,
             log_every=25,
         ),
-        data=DataConfig(cases=3328, held_out=32),
+        data=DataConfig(cases=4608, held_out=32),
         # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
         ctvit=CTViTTraining(
             commitment_weight=0.02,
@@ -113,6 +117,28 @@ def ctvit() -> TrainConfig:
             dead_code_threshold=0.1,
             continuous_steps=100,
         ),
+    )
+
+
+def t5() -> TrainConfig:
+    """The text encoder on reports alone."""
+    return TrainConfig(
+        stage="t5",
+        model=model(),
+        optimizer=OptimizerConfig(
+            algorithm="muon",
+            learning_rate=2e-3,
+            warmup_steps=50,
+            schedule="cosine",
+            final_fraction=0.02,
+            clip_norm=1.0,
+            ema_decay=0.99,
+        ),
+        loop=LoopConfig(
+            steps=800, batch_size=32, eval_every=200, checkpoint_every=200, log_every=25
+        ),
+        data=DataConfig(cases=200_000, held_out=256),
+        t5=T5Training(attributes=ATTRIBUTES, classes=CLASSES),
     )
 
 

@@ -124,7 +124,17 @@ def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: P
     return partial(batches.slice_batch, low, high, encode_text, config.loop.seed)
 
 
-MAKERS = {"ctvit": _ctvit_batches, "maskgit": _maskgit_batches, "superres": _superres_batches}
+def _t5_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
+    encode_text = _text_encoding(config, workdir, parts)
+    return partial(batches.report_batch, encode_text, config.loop.seed)
+
+
+MAKERS = {
+    "ctvit": _ctvit_batches,
+    "t5": _t5_batches,
+    "maskgit": _maskgit_batches,
+    "superres": _superres_batches,
+}
 
 
 def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, str]:

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     from gct_jax.training.loop import train
     from gct_jax.training.stages import join_parts, make_stage, write_config
     from launch.data import phantom_data
-    from launch.samples import sample_function
+    from launch.samples import SAMPLERS, sample_function
 
     if options.multi_host:
         jax.distributed.initialize()
@@ -90,6 +90,8 @@ def run(options: argparse.Namespace) -> None:
     config = dataclasses.replace(config, model=parts.config)
     write_config(options.workdir, config)
     data = phantom_data(config, options.workdir, parts)
+    # A sample needs all of the state in one place, which no host of several has.
+    draws = config.stage in SAMPLERS and not options.multi_host
     train(
         make_stage(config),
         config.loop,
@@ -97,8 +99,7 @@ def run(options: argparse.Namespace) -> None:
         data.batches,
         pretrained=parts.variables,
         held_out=data.held_out,
-        # A sample needs all of the state in one place, which no host of several has.
-        sample_images=None if options.multi_host else sample_function(config, parts, data),
+        sample_images=sample_function(config, parts, data) if draws else None,
     )
 
 

@@ -7,7 +7,8 @@
 # rendered cases, checkpoints, metrics and sample images; stage by stage:
 #     rendering      every case at 33 x 64 x 64
 #     ctvit          the tokenizer
-#     maskgit        vocabulary, tokens of every case, MaskGIT with its T5
+#     t5             vocabulary, the text encoder on reports alone
+#     maskgit        tokens of every case, MaskGIT together with its T5
 #     superres       slices at 64 x 64 and 256 x 256, U-Net
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,6 +25,7 @@ train() {
         "$@" "data.folder=$folder/pool"
 }
 train ctvit
-train maskgit --from "$folder/ctvit"
+train t5
+train maskgit --from "$folder/ctvit" --from "$folder/t5"
 train superres --from "$folder/ctvit" --from "$folder/maskgit"
 python -m launch.export_model "$folder/ctvit" "$folder/maskgit" "$folder/superres" --out "$model"

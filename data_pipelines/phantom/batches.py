@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from data_pipelines.phantom.attributes import report_attributes
 from data_pipelines.phantom.case import sample_description
 from data_pipelines.phantom.report import write_report
 
@@ -94,6 +95,17 @@ def slice_batch(
         "low_res": np.stack([unit_intensity(low(case)[i]) for case, i in picked]),
         "high_res": np.stack([unit_intensity(high(case)[i]) for case, i in picked]),
         "text_ids": encode_text([report(case, seed, step) for case in cases]),
+    }
+
+
+def report_batch(
+    encode_text: Callable[[list[str]], np.ndarray], seed: int, step: int, cases: list[int]
+) -> Batch:
+    """{'text_ids': int32 [b, l], 'attributes': int32 [b, a] of `attributes.report_attributes`}."""
+    texts = [report(case, seed, step) for case in cases]
+    return {
+        "text_ids": encode_text(texts),
+        "attributes": np.stack([report_attributes(text) for text in texts]),
     }
 
 

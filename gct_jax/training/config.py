@@ -8,11 +8,14 @@ from gct_jax.config import ModelConfig, require_choice, require_positive
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam (AdamW where `weight_decay` > 0) with clipping, warm-up and an average of the weights.
+    """Optimizer with clipping, warm-up and an average of the weights.
 
+    `algorithm` "adamw" (Adam without `weight_decay`), or "muon" for the matrices between hidden
+    units with AdamW for the rest (Jordan et al. 2024), which needs fewer steps.
     `schedule` "cosine" falls from `learning_rate` to `final_fraction` of it at the last step.
     """
 
+    algorithm: str = "adamw"
     learning_rate: float = 3e-5
     warmup_steps: int = 0
     schedule: str = "constant"
@@ -24,6 +27,7 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
 
     def __post_init__(self):
+        require_choice("optimizer.algorithm", self.algorithm, ("adamw", "muon"))
         require_choice("optimizer.schedule", self.schedule, ("constant", "cosine"))
         require_positive(self, "learning_rate", "clip_norm")
 
@@ -105,6 +109,14 @@ class CTViTTraining:
 
 
 @dataclasses.dataclass(frozen=True)
+class T5Training:
+    """Number of attributes that the text encoder learns to read, and of classes of each."""
+
+    attributes: int = 1
+    classes: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class MaskGitTraining:
     """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
@@ -144,8 +156,9 @@ class TrainConfig:
     loop: LoopConfig = LoopConfig()
     data: DataConfig = DataConfig()
     ctvit: CTViTTraining = CTViTTraining()
+    t5: T5Training = T5Training()
     maskgit: MaskGitTraining = MaskGitTraining()
     superres: SuperResTraining = SuperResTraining()
 
     def __post_init__(self):
-        require_choice("stage", self.stage, ("ctvit", "maskgit", "superres"))
+        require_choice("stage", self.stage, ("ctvit", "t5", "maskgit", "superres"))

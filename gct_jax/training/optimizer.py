@@ -1,17 +1,23 @@
-"""Optimizer of every stage: clip, Adam(W), schedule; and the average of the weights.
+"""Optimizer of every stage: clip, AdamW or Muon, schedule; and the average of the weights.
 
 lr(i)   = base * min(1, (i + 1) / warm-up) * (f + (1 - f) (1 + cos(pi p)) / 2)              (1)
 p       = (i - warm-up) / (steps - warm-up), clipped to [0, 1]                              (2)
 ema_i   = d_i ema_{i-1} + (1 - d_i) params_i,   d_i = min(decay, (1 + i) / (10 + i))        (3)
 """
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from gct_jax.training.config import OptimizerConfig
+
+# Size of an update beside Adam's, so that both share one learning rate (Liu et al. 2025, eq. 4).
+MUON_UPDATE_RMS = 0.2
+OUTPUT_LAYERS = r"(to_logits|pixels|position_bias/\w+|spatial_bias/\w+)/kernel$"
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
@@ -26,18 +32,44 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) ->
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm of the trained parameters, then Adam; tensors of rank < 2 (biases,
-    norm scales) are not decayed."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            lambda step: learning_rate(config, steps, step),
-            b1=config.b1,
-            b2=config.b2,
+    """Clip by the global norm of the trained parameters, then AdamW or Muon; tensors of rank < 2
+    (biases, norm scales) are not decayed."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        return learning_rate(config, steps, step)
+
+    def decayed(params: Any) -> Any:
+        return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+    if config.algorithm == "muon":
+        update = optax.contrib.muon(
+            rate,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
-        ),
-    )
+            weight_decay_mask=decayed,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=hidden_matrices,
+            consistent_rms=MUON_UPDATE_RMS,
+        )
+    else:
+        update = optax.adamw(
+            rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def hidden_matrices(params: Any) -> Any:
+    """Muon's matrices: kernels between hidden units. Embeddings and output layers are Adam's."""
+
+    def choose(path: tuple, p: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not name.endswith("kernel") or p.ndim not in (2, 4) or re.search(OUTPUT_LAYERS, name):
+            return None
+        inputs = tuple(range(p.ndim - 1))  # of a convolution: height, width, channels
+        return optax.contrib.MuonDimensionNumbers(inputs, p.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def apply_gradients(

@@ -1,4 +1,4 @@
-"""The three stages by name, and what a later stage takes from an earlier one."""
+"""The stages by name, and what a later stage takes from an earlier one."""
 
 import dataclasses
 import functools

@@ -1,0 +1,105 @@
+"""Before stage two, optional: a small T5 learns what its reports say.
+
+MaskGIT's loss alone teaches a text encoder slowly, since a word like "left" moves few tokens of
+a volume. Reports whose content is known are cheap, so T5 first learns to make it readable: with
+attributes a of a report (which finding, on which side, where, how large) and the classifiers of
+`gct_jax.models.attribute_reader`
+
+    L = -mean over the stated attributes of log p(a | text)                                 (1)
+
+The classifiers are thrown away afterwards; MaskGIT's stage goes on training T5.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gct_jax.models.attribute_reader import AttributeReader
+from gct_jax.parts import build_part, init_part
+from gct_jax.training.config import TrainConfig
+from gct_jax.training.optimizer import (
+    apply_gradients,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
+from gct_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def reader(config: TrainConfig) -> AttributeReader:
+    """The run's classifiers."""
+    return AttributeReader(config.t5.attributes, config.t5.classes)
+
+
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+    """Fresh state; "t5" comes from `pretrained` where it has it."""
+    t5_key, reader_key = jax.random.split(key)
+    variables = pretrained["t5"] if "t5" in pretrained else init_part(config.model, "t5", t5_key)
+    t5: Any = build_part(config.model, "t5")
+    text, mask = jnp.zeros((1, 1, t5.dim)), jnp.ones((1, 1), bool)
+    params = {
+        "t5": variables["params"],
+        "reader": reader(config).init(reader_key, text, mask)["params"],
+    }
+    return TrainState(
+        step=jnp.int32(0),
+        key=key,
+        params=params,
+        ema=params,
+        opt_state={"all": make_optimizer(config.optimizer, config.loop.steps).init(params)},
+        extra={},
+    )
+
+
+def loss_fn(
+    params: Any, config: TrainConfig, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, Metrics]:
+    """Equation (1).
+
+    Args:
+      batch: {'text_ids' int32 [b, l] padded with 0, 'attributes' int32 [b, a], -1 where the
+        report does not say}.
+    """
+    text_ids, attributes = batch["text_ids"], batch["attributes"]
+    t5: Any = build_part(config.model, "t5")
+    text = t5.apply({"params": params["t5"]}, text_ids)  # [b, l, e]
+    logits: Any = reader(config).apply({"params": params["reader"]}, text, text_ids > 0)
+    stated = attributes >= 0
+    count = jnp.maximum(stated.sum(), 1)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, attributes.clip(0))
+    loss = jnp.sum(entropies, where=stated) / count
+    right = jnp.sum((logits.argmax(-1) == attributes) & stated) / count
+    return loss, {"loss": loss, "accuracy": right}
+
+
+def train_step(
+    config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """One update of T5 and the classifiers. Nothing is random: `key` goes unused."""
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, config, batch)
+    params, opt_state, norms = apply_gradients(
+        make_optimizer(config.optimizer, config.loop.steps),
+        grads,
+        state.opt_state["all"],
+        state.params,
+    )
+    ema = update_average(state.ema, params, state.step, config.optimizer.ema_decay)
+    rate = learning_rate(config.optimizer, config.loop.steps, state.step)
+    state = state.replace(params=params, ema=ema, opt_state={"all": opt_state})
+    return state, {**metrics, **norms, "learning_rate": rate}
+
+
+def eval_step(
+    config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+) -> Metrics:
+    """Loss and accuracy of the averaged weights; `key` goes unused."""
+    return loss_fn(state.ema, config, batch)[1]
+
+
+def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """The averaged encoder as the part of a model folder."""
+    return {"t5": {"params": state.ema["t5"]}}
