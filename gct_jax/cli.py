@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gct_jax import __version__
-from gct_jax.commands import generate, tokens
+from gct_jax.commands import convert, export, generate, tokens
 from gct_jax.errors import GctError, InputError
 
 BAD_INPUT = 2
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="gct", description="Text to 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"gct_jax {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (generate, tokens):
+    for command in (generate, tokens, convert, export):
         command.add_parser(subparsers)
     return parser
 

@@ -321,11 +321,12 @@ def override(config: T, assignments: list[str]) -> T:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
             raise ConfigError(f"override {path!r}: no such field")
-        node[leaf] = _literal(text.strip())
+        node[leaf] = literal(text.strip())
     return from_dict(type(config), values)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Value of a Python literal; any other text is itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

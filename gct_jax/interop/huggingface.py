@@ -1,4 +1,4 @@
-"""Read the encoder of a Hugging Face T5 1.1 folder, as `save_pretrained` writes it."""
+"""Read and write the encoder of a Hugging Face T5 1.1 folder, as `save_pretrained` does."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from gct_jax.config import T5Config, module_fields
 from gct_jax.errors import ModelFolderError
+from gct_jax.interop.weight_files import as_float32, read_safetensors, write_safetensors
 from gct_jax.models.t5 import BUCKETS, MAX_DISTANCE, T5Encoder
+from gct_jax.text import EOS_ID, PAD_ID
 
 # Fields of `config.json` whose value the encoder has built in.
 FIXED_FIELDS = {
@@ -88,10 +88,7 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
     Raises:
       ModelFolderError: a tensor is missing or of another shape than `config` asks for.
     """
-    names = dict(NAMES)
-    for layer in range(config.depth):
-        for ours, theirs in LAYER_NAMES.items():
-            names[f"encoder/layers_{layer}/{ours}"] = f"encoder.block.{layer}.{theirs}"
+    names = _names(config)
     init = T5Encoder(**module_fields(config)).init
     abstract = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     params = {}
@@ -99,7 +96,7 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
         name = names[path]
         if name not in state:
             raise ModelFolderError(f"T5 weights: tensor {name} is missing")
-        value = np.asarray(state[name], np.float32)
+        value = as_float32(name, state[name])
         value = value if path == EMBEDDING else value.T
         if value.shape != leaf.shape:
             raise ModelFolderError(
@@ -110,6 +107,40 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
     return {"params": unflatten_dict(params, sep="/")}
 
 
+def t5_to_huggingface(config: T5Config, variables: dict[str, Any], folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors`, which `T5EncoderModel.from_pretrained` reads."""
+    flat = flatten_dict(jax.device_get(variables["params"]), sep="/")
+    state = {
+        name: np.asarray(flat[path]) if path == EMBEDDING else np.asarray(flat[path]).T
+        for path, name in _names(config).items()
+    }
+    fields = {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "vocab_size": config.vocab_size,
+        "d_model": config.dim,
+        "num_layers": config.depth,
+        "num_heads": config.heads,
+        "d_kv": config.dim_head,
+        "d_ff": config.mlp_dim,
+        "is_encoder_decoder": False,
+        "pad_token_id": PAD_ID,
+        "eos_token_id": EOS_ID,
+        **FIXED_FIELDS,
+    }
+    write_safetensors(Path(folder) / "model.safetensors", state, {"format": "pt"})
+    (Path(folder) / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _names(config: T5Config) -> dict[str, str]:
+    """Our paths and the names of the same tensors in the state dict."""
+    names = dict(NAMES)
+    for layer in range(config.depth):
+        for ours, theirs in LAYER_NAMES.items():
+            names[f"encoder/layers_{layer}/{ours}"] = f"encoder.block.{layer}.{theirs}"
+    return names
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -118,14 +149,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
-    names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+    if not index.exists():
+        return read_safetensors(folder / "model.safetensors")[0]
     state: dict[str, np.ndarray] = {}
-    for name in names:
-        try:
-            state |= load_file(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise ModelFolderError(f"cannot read {folder / name}: {error}") from None
+    for name in sorted(set(_read_json(index)["weight_map"].values())):
+        state |= read_safetensors(folder / name)[0]
     return state

@@ -31,7 +31,7 @@ def unet_from_reference(state: State, **not_inferable: Any) -> tuple[UNetConfig,
       state: arrays by name, without the prefix `unets.1.` of a `Superres` state dict, or
         `1.ema_model.` of a trainer checkpoint's entry `ema`.
       **not_inferable: fields of `UNetConfig` that leave no trace in names and shapes, where they
-        differ from the published ones; they are listed in `unet_config.NOT_INFERABLE`.
+        differ from the published ones; they are listed in `unet_config.NotInferable`.
 
     Returns:
       the configuration and {"params": ..} for `gct_jax.models.unet.UNet`.

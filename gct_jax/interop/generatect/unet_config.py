@@ -1,22 +1,28 @@
 """What the names and shapes of a reference U-Net's tensors say about its options."""
 
+import dataclasses
 from typing import Any
 
 from gct_jax.config import UNetConfig
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.layout import State, count_indices, sizes
 
-# Fields that leave no trace in names and shapes. `attn_dim_head` can be read wherever a level has
-# ordinary attention.
-NOT_INFERABLE = (
-    "attn_dim_head",
-    "cond_images_channels",
-    "cosine_sim_attn",
-    "resnet_groups",
-    "scale_skip_connection",
-    "self_cond",
-    "use_linear_cross_attn",
-)
+
+@dataclasses.dataclass(frozen=True)
+class NotInferable:
+    """Fields of `UNetConfig` that leave no trace in names and shapes, and what is assumed.
+
+    `attn_dim_head` is assumed only where no level has softmax attention; `resnet_groups` None means
+    8 groups at every level.
+    """
+
+    attn_dim_head: int = 64
+    cond_images_channels: int = 0
+    cosine_sim_attn: bool = False
+    resnet_groups: tuple[int, ...] | None = None
+    scale_skip_connection: bool = True
+    self_cond: bool = False
+    use_linear_cross_attn: bool = False
 
 
 def infer_config(state: State, **not_inferable: Any) -> UNetConfig:

@@ -1,0 +1,223 @@
+"""`convert`: weight files of other programs to a model folder."""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gct_jax.config import CTViTConfig, ModelConfig, from_dict, literal, override
+from gct_jax.errors import ConfigError, InputError, ModelFolderError
+from gct_jax.files import replace_files_when_done
+
+if TYPE_CHECKING:
+    from gct_jax.interop.generatect.files import ReferenceFile
+
+KINDS = {
+    "ctvit": ("ctvit",),
+    "transformer": ("transformer", "maskgit"),
+    "superres": ("superres",),
+}
+FREE_FIELDS = ("name", "description", "volume.", "diffusion.", "sampling.", "t5.max_length")
+TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
+LICENSE_TEXT = "These weights were converted from {}. The licence of those files applies.\n"
+NOT_IN_WEIGHTS = """\
+not in the weights, with the published system's values as defaults; change them with
+--set FIELD=VALUE:
+  volume.slices, volume.image_size, volume.slice_spacing_mm, volume.pixel_spacing_mm
+  diffusion.image_size, .objective, .noise_schedule, .low_res_noise_schedule, ...
+  sampling.steps, .temperature, .guidance, .superres_steps, .superres_guidance, ...
+  t5.max_length; ctvit.channels (without a discriminator)
+  unet.resnet_groups, .cosine_sim_attn, .use_linear_cross_attn, .scale_skip_connection,
+  .self_cond, .cond_images_channels; .attn_dim_head (where no level has softmax attention)
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser("convert", help="published weights to a model folder")
+    sources = parser.add_subparsers(required=True, metavar="generatect")
+    generatect = sources.add_parser(
+        "generatect",
+        help="PyTorch GenerateCT files, T5X and Hugging Face T5",
+        description="Makes a model folder from any of these files. All sizes are read from the "
+        "weights; what the model does not use is kept aside for `export`.",
+        epilog=NOT_IN_WEIGHTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    weight_file = {"type": Path, "metavar": "FILE"}
+    generatect.add_argument("--ctvit", **weight_file, help="CT-ViT, .pt or .safetensors")
+    generatect.add_argument("--transformer", **weight_file, help="MaskGIT with its CT-ViT")
+    generatect.add_argument(
+        "--superres", **weight_file, help="U-Net, or a trainer's checkpoint with averaged weights"
+    )
+    generatect.add_argument(
+        "--t5", type=Path, metavar="PATH", help="T5 1.1: a T5X checkpoint or a Hugging Face folder"
+    )
+    generatect.add_argument(
+        "--tokenizer", **weight_file, help="SentencePiece model (spiece.model beside the T5)"
+    )
+    generatect.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    generatect.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="see below; repeatable"
+    )
+    generatect.add_argument(
+        "--weights", default="float32", choices=("float32", "float16", "bfloat16")
+    )
+    generatect.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert; nothing is written unless everything is.
+
+    Raises:
+      GctError: a file is unusable, or the parts do not fit together.
+    """
+    sources = [p for p in (*_weight_files(arguments).values(), arguments.t5) if p is not None]
+    if not sources:
+        raise InputError("give at least one of --ctvit, --transformer, --superres, --t5")
+    assignments = _parse_assignments(arguments.set)
+
+    from gct_jax.interop.generatect.set_aside import write_set_aside
+    from gct_jax.model_folder import save_model
+
+    files = _read_files(arguments, assignments)
+    config, variables = _join(files)
+    tokenizer_bytes = None
+    if arguments.t5 is not None:
+        tokenizer_bytes = _tokenizer_bytes(arguments)
+        config["t5"], variables["t5"] = read_t5(arguments.t5)
+    names = ", ".join(path.name for path in sources)
+    model = ModelConfig(
+        name="generatect",
+        description=f"converted from {names}",
+        ctvit=config.get("ctvit"),
+        maskgit=config.get("maskgit"),
+        t5=config.get("t5"),
+        unet=config.get("superres"),
+    )
+    model = override(model, [text for text in arguments.set if text.startswith(FREE_FIELDS)])
+    with replace_files_when_done(arguments.out) as folder:
+        save_model(
+            folder,
+            model,
+            variables,
+            tokenizer_bytes,
+            license_text=LICENSE_TEXT.format(names),
+            weight_dtype=arguments.weights,
+        )
+        write_set_aside(folder, files)
+    _report(arguments.out, model, variables, files)
+    return 0
+
+
+def read_t5(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Config and variables of a T5 encoder in any of the formats known here.
+
+    Raises:
+      ModelFolderError: the path holds neither format, or a model of another family.
+    """
+    if (path / "config.json").is_file():
+        from gct_jax.interop.huggingface import t5_from_huggingface
+
+        return t5_from_huggingface(path)
+    from gct_jax.interop.t5x import t5_from_t5x
+
+    return t5_from_t5x(path)
+
+
+def _weight_files(arguments: argparse.Namespace) -> dict[str, Path | None]:
+    return {option: getattr(arguments, option) for option in KINDS}
+
+
+def _parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """Values for the networks themselves: {"unet": .., "ctvit": ..}; the others are checked."""
+    values: dict[str, dict[str, Any]] = {"unet": {}, "ctvit": {}}
+    for text in assignments:
+        field, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"--set {text} is not of the form FIELD=VALUE")
+        part, _, name = field.strip().partition(".")
+        if part in values:
+            values[part][name] = literal(value.strip())
+        elif not field.startswith(FREE_FIELDS):
+            raise ConfigError(f"--set {field}: this field is unknown or read from the weights")
+    return values
+
+
+def _read_files(
+    arguments: argparse.Namespace, assignments: Mapping[str, Mapping[str, Any]]
+) -> list["ReferenceFile"]:
+    from gct_jax.interop.generatect.files import read_reference
+    from gct_jax.interop.generatect.unet_config import NotInferable
+
+    unet = from_dict(NotInferable, assignments["unet"], "unet")
+    if set(assignments["ctvit"]) - {"channels"}:
+        raise ConfigError("--set ctvit: only ctvit.channels is not read from the weights")
+    ctvit = from_dict(CTViTConfig, assignments["ctvit"], "ctvit")
+    files = []
+    for option, path in _weight_files(arguments).items():
+        if path is None:
+            continue
+        file = read_reference(
+            path,
+            channels=ctvit.channels if assignments["ctvit"] else None,
+            unet_options={name: getattr(unet, name) for name in assignments["unet"]},
+        )
+        if file.kind not in KINDS[option]:
+            raise InputError(f"--{option} {path}: this is a {file.kind} file")
+        files.append(file)
+    return files
+
+
+def _join(files: list["ReferenceFile"]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configs and variables of all networks; a network that two files hold must be the same."""
+    from gct_jax.interop.generatect.files import first_difference
+
+    config: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
+    for file in files:
+        for part in file.config:
+            if part in config:
+                name = first_difference(variables[part], file.variables[part])
+                if config[part] != file.config[part] or name:
+                    raise ModelFolderError(
+                        f"--ctvit and --transformer hold different CT-ViTs (first in {name}); "
+                        "leave out --ctvit to use the one that the transformer was trained with"
+                    )
+        config |= file.config
+        variables |= file.variables
+    return config, variables
+
+
+def _tokenizer_bytes(arguments: argparse.Namespace) -> bytes:
+    from gct_jax.text import Tokenizer
+
+    beside = arguments.t5 if arguments.t5.is_dir() else arguments.t5.parent
+    candidates = [arguments.tokenizer] if arguments.tokenizer else []
+    candidates += [path for name in TOKENIZER_NAMES if (path := beside / name).is_file()]
+    if not candidates:
+        raise InputError(f"no {' or '.join(TOKENIZER_NAMES)} in {beside}: give --tokenizer FILE")
+    return Tokenizer.load(candidates[0]).model_bytes
+
+
+def _report(
+    folder: Path, model: ModelConfig, variables: Mapping[str, Any], files: list["ReferenceFile"]
+) -> None:
+    import jax
+
+    parts = []
+    for part, tree in variables.items():
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(tree))
+        parts.append(f"{part} ({numbers:,} numbers)")
+    print(f"{folder}: {', '.join(parts)}")
+    volume = model.volume
+    print(
+        f"assumed, see --set: {volume.slices} slices of {volume.image_size} x {volume.image_size}, "
+        f"{volume.slice_spacing_mm} x {volume.pixel_spacing_mm} mm"
+    )
+    for file in files:
+        groups = Counter(name.replace("/", ".").split(".")[0] for name in file.set_aside)
+        if groups:
+            kept = ", ".join(f"{name} {count}" for name, count in groups.items())
+            print(f"set aside from {file.kind}, tensors not used: {kept}")

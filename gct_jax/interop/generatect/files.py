@@ -1,0 +1,205 @@
+"""Weight files of the PyTorch reference as wholes: what one is, the networks in it, and the rest.
+
+    ctvit        CTViT.state_dict(), with or without discriminator and perceptual network
+    transformer  MaskGITTransformer.state_dict(): "ctvit.", "maskgit." and maybe "critic."
+    superres     Superres.state_dict(), one U-Net's, or what the super-resolution trainer saves
+    maskgit, token_critic, self_critic, quantizer   the state dict of that module alone
+
+Whatever is no weight of ours (optimiser, perceptual network, tensors that nothing reads) is kept in
+`set_aside`, so that `reference_document` can give the same file back.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from gct_jax.errors import GctError, ModelFolderError
+from gct_jax.interop.generatect import ctvit, maskgit, unet
+from gct_jax.interop.generatect.documents import flatten_document, restore_document
+from gct_jax.interop.generatect.layout import Layout, Params, State, sizes, without_prefix
+from gct_jax.interop.weight_files import read_weight_file
+
+# A tensor that only this network has, under whatever prefix.
+SIGNATURES = {
+    "superres": "to_time_cond.0.weight",
+    "maskgit": "continuous_pos_bias.net.2.weight",
+    "ctvit": "vq._codebook.embed",
+    "self_critic": "to_pred.0.weight",
+    "token_critic": "to_logits.0.weight",
+    "quantizer": "_codebook.embed",
+}
+LAYOUTS: dict[str, Callable[[Any], Layout]] = {
+    "superres": unet.unet_layout,
+    "maskgit": maskgit.maskgit_layout,
+    "ctvit": ctvit.ctvit_layout,
+    "self_critic": maskgit.self_critic_layout,
+    "token_critic": maskgit.token_critic_layout,
+    "quantizer": lambda size: ctvit.codebook_layout(*size),
+}
+# Tensors beside the networks that a state dict of this kind may hold.
+COMPANIONS = {"transformer": ("critic.",), "superres": ("unets.",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceFile:
+    """One weight file of the reference.
+
+    Attributes:
+      kind: one of those listed at the top of this module.
+      config: config of each network in the file: `CTViTConfig` under "ctvit", `MaskGitConfig` under
+        "maskgit" (and the critics), `UNetConfig` under "superres".
+      variables: float32 variables of the Flax module of each network.
+      prefixes: what the file puts before the names of each network's tensors.
+      set_aside: all other tensors by name; nested names are joined with "/".
+      structure: nesting and plain values of a file that is more than one dict of tensors.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    variables: dict[str, Params]
+    prefixes: dict[str, str]
+    set_aside: dict[str, np.ndarray]
+    structure: Any = None
+
+
+def read_reference(
+    path: str | Path, *, channels: int | None = None, unet_options: Mapping[str, Any] | None = None
+) -> ReferenceFile:
+    """Read a `.pt` or `.safetensors` file; all sizes come from the tensors' names and shapes.
+
+    Args:
+      path: the file. Of a trainer checkpoint, the averaged (EMA) weights are taken.
+      channels: of the volumes, for a CT-ViT without a discriminator (1).
+      unet_options: fields of `UNetConfig` named in `unet_config.NotInferable`, where they differ
+        from the published ones.
+
+    Raises:
+      GctError: the file cannot be read, is of no known kind, or a tensor in it is missing,
+        unexpected, not finite or of the wrong shape or type. The message names file and tensor.
+    """
+    document = read_weight_file(path)
+    try:
+        tensors, structure = flatten_document(document)
+        kind, prefixes = _recognise(tensors)
+        _require_companions(tensors, kind, prefixes, structure)
+        config, variables = {}, {}
+        set_aside = dict(tensors)
+        for part, prefix in prefixes.items():
+            state = without_prefix(tensors, prefix)
+            config[part], variables[part] = _convert(part, state, channels, unet_options or {})
+            for name in LAYOUTS[part](config[part]).names():
+                del set_aside[prefix + name]
+    except GctError as error:
+        raise ModelFolderError(f"{path}: {error}") from None
+    for name in list(set_aside):  # a self critic saves the whole MaskGIT a second time
+        original = name.removeprefix("critic.")
+        if name.startswith("critic.maskgit.") and np.array_equal(
+            set_aside[name], tensors.get(original, ())
+        ):
+            del set_aside[name]
+    return ReferenceFile(kind, config, variables, prefixes, set_aside, structure)
+
+
+def reference_document(file: ReferenceFile) -> Any:
+    """The inverse of `read_reference`: what the file holds, to be written as `.pt`."""
+    tensors = reference_tensors(file)
+    return tensors if file.structure is None else restore_document(file.structure, tensors)
+
+
+def reference_tensors(file: ReferenceFile) -> dict[str, np.ndarray]:
+    """All tensors of the file by name, nested names joined with "/".
+
+    Tensors that were not set aside, as in a model that was not imported, get the values that the
+    reference gives them when it is built.
+    """
+    tensors = dict(file.set_aside)
+    for part, prefix in file.prefixes.items():
+        kept = without_prefix(file.set_aside, prefix)
+        state = LAYOUTS[part](file.config[part]).to_reference(file.variables[part], kept)
+        tensors |= {prefix + name: value for name, value in state.items()}
+    if "critic.to_pred.0.weight" in tensors:
+        again = {f"critic.{name}": x for name, x in tensors.items() if name.startswith("maskgit.")}
+        tensors = again | tensors
+    return tensors
+
+
+def _recognise(tensors: State) -> tuple[str, dict[str, str]]:
+    """The kind of a file and the prefix of each network in it."""
+    found = {kind: _prefixes(tensors, signature) for kind, signature in SIGNATURES.items()}
+    if found["superres"]:
+        return "superres", {"superres": _unet_prefix(found["superres"])}
+    if "" in found["self_critic"]:
+        return "self_critic", {"self_critic": ""}
+    maskgits = [prefix for prefix in found["maskgit"] if not prefix.startswith("critic.")]
+    if found["ctvit"] and maskgits:
+        return "transformer", {"ctvit": found["ctvit"][0], "maskgit": maskgits[0]}
+    for kind, prefixes in found.items():
+        if prefixes:
+            return kind, {kind: prefixes[0]}
+    first = f", first {min(tensors)!r}" if tensors else ""
+    raise ModelFolderError(
+        f"no GenerateCT weights among its {len(tensors)} tensor(s){first}; these would be known by "
+        f"one that ends in {', '.join(map(repr, SIGNATURES.values()))}"
+    )
+
+
+def _prefixes(tensors: State, signature: str) -> list[str]:
+    found = {name.removesuffix(signature) for name in tensors if name.endswith(signature)}
+    whole_names = {prefix for prefix in found if not prefix or prefix[-1] in "./"}
+    return sorted(whole_names, key=len)
+
+
+def _unet_prefix(prefixes: list[str]) -> str:
+    averaged = [prefix for prefix in prefixes if prefix.endswith("ema_model.")]
+    chosen = averaged or [prefix for prefix in prefixes if "online_model." not in prefix]
+    if len(chosen) != 1:
+        raise ModelFolderError(
+            f"holds {len(chosen)} U-Nets ({', '.join(map(repr, chosen))}); one is expected"
+        )
+    return chosen[0]
+
+
+def _require_companions(
+    tensors: State, kind: str, prefixes: Mapping[str, str], structure: Any
+) -> None:
+    """Raise ModelFolderError for a tensor that is of no network and no known companion."""
+    if structure is not None:
+        return
+    allowed = (*prefixes.values(), *COMPANIONS.get(kind, ()))
+    unknown = sorted(name for name in tensors if not name.startswith(allowed))
+    if unknown:
+        raise ModelFolderError(
+            f"the weights hold {len(unknown)} unexpected tensor(s), first {unknown[0]!r}; names "
+            f"in a {kind} file start with {' or '.join(map(repr, allowed))}"
+        )
+
+
+def _convert(
+    part: str, state: State, channels: int | None, unet_options: Mapping[str, Any]
+) -> tuple[Any, Params]:
+    if part == "superres":
+        return unet.unet_from_reference(state, **unet_options)
+    if part == "ctvit":
+        return ctvit.ctvit_from_reference(state, channels)
+    if part == "quantizer":
+        size = sizes(state, "_codebook.embed", 3)[1:]
+        return size, ctvit.codebook_layout(*size).from_reference(state)
+    convert = {
+        "maskgit": maskgit.maskgit_from_reference,
+        "token_critic": maskgit.token_critic_from_reference,
+        "self_critic": maskgit.self_critic_from_reference,
+    }[part]
+    return convert(state)
+
+
+def first_difference(variables: Params, others: Params) -> str | None:
+    """Path of the first array that differs between two networks; None if all are equal."""
+    ours, theirs = (flatten_dict(tree, sep=".") for tree in (variables, others))
+    for name in sorted(ours | theirs):
+        if name not in ours or not np.array_equal(ours[name], theirs.get(name, ())):
+            return name
+    return None
