@@ -9,7 +9,7 @@ from golden_case import FOLDER
 from safetensors.numpy import load_file, save_file
 
 from gct_jax.errors import ModelFolderError
-from gct_jax.interop.huggingface import t5_from_huggingface
+from gct_jax.interop.huggingface import t5_from_huggingface, t5_to_huggingface
 
 
 @pytest.fixture
@@ -44,6 +44,19 @@ def test_sharded_full_model_equals_the_encoder_alone(folder):
     np.testing.assert_equal(found, expected)
 
 
+def test_export_writes_the_same_folder(folder, tmp_path):
+    config, variables = t5_from_huggingface(folder)
+    t5_to_huggingface(config, variables, tmp_path)
+    np.testing.assert_equal(t5_from_huggingface(tmp_path), (config, variables))
+    np.testing.assert_equal(
+        load_file(tmp_path / "model.safetensors"), load_file(folder / "model.safetensors")
+    )
+    written, original = (
+        json.loads((place / "config.json").read_text()) for place in (tmp_path, folder)
+    )
+    assert written.items() <= original.items()
+
+
 def test_other_t5_is_refused(folder):
     edit_config(folder, feed_forward_proj="relu")
     with pytest.raises(ModelFolderError, match="feed_forward_proj is 'relu'"):
@@ -65,5 +78,5 @@ def test_missing_tensor_is_named(folder):
 def test_damaged_weights_are_named(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ModelFolderError, match=r"cannot read .*model.safetensors"):
+    with pytest.raises(ModelFolderError, match=r"model.safetensors is damaged or cut short"):
         t5_from_huggingface(folder)
