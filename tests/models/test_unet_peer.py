@@ -1,66 +1,43 @@
 """Options without recorded outputs, against imagen-pytorch 1.21.6 where it is installed.
 
-`pip install --no-deps imagen-pytorch==1.21.6 einops-exts beartype` beside torch; its U-Net has the
-names and outputs of the reference's.
+Its U-Net has the names and outputs of the reference's.
 """
 
 import importlib
-import importlib.util
-import sys
-import types
 
 import numpy as np
 import pytest
 from golden_case import quick_jit
+from peer_packages import assert_restored, fill_randomly, require, state_of, stubbed_package
 
 from gct_jax.config import module_fields
-from gct_jax.interop.generatect.unet import unet_from_reference
+from gct_jax.interop.generatect.unet import unet_from_reference, unet_to_reference
 from gct_jax.models.unet import UNet
 
 torch = pytest.importorskip("torch")
-pytestmark = [
-    pytest.mark.skipif(
-        any(
-            importlib.util.find_spec(name) is None
-            for name in ("imagen_pytorch", "einops_exts", "beartype")
-        ),
-        reason="imagen-pytorch is not installed",
-    ),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = require("imagen_pytorch", "einops_exts", "beartype")
 
 
 @pytest.fixture(scope="module")
 def peer():
     """The peer's U-Net module alone: the rest of its package asks for a model hub and more."""
-    folder = importlib.util.find_spec("imagen_pytorch").submodule_search_locations
-    package = types.ModuleType("imagen_pytorch")
-    package.__path__ = list(folder)
     stubs = {
-        "imagen_pytorch": package,
         "imagen_pytorch.t5": {
             "t5_encode_text": None,
             "get_encoded_dim": lambda name: 24,
             "DEFAULT_T5_NAME": "",
         },
-        "imagen_pytorch.imagen_video": dict.fromkeys(
-            ("Unet3D", "resize_video_to", "scale_video_time"), None
-        ),
+        "imagen_pytorch.imagen_video": {
+            "Unet3D": type("Unet3D", (), {}),
+            "resize_video_to": None,
+            "scale_video_time": None,
+        },
         "torchvision": {},
         "torchvision.transforms": {},
         "kornia": {},
         "kornia.augmentation": {},
     }
-    stubs["imagen_pytorch.imagen_video"]["Unet3D"] = type("Unet3D", (), {})
-    with pytest.MonkeyPatch.context() as patch:
-        for name, content in stubs.items():
-            module = content
-            if isinstance(content, dict):
-                module = types.ModuleType(name)
-                vars(module).update(content)
-            patch.setitem(sys.modules, name, module)
-        for parent, child in (("torchvision", "transforms"), ("kornia", "augmentation")):
-            setattr(sys.modules[parent], child, sys.modules[f"{parent}.{child}"])
+    with stubbed_package("imagen_pytorch", stubs), pytest.MonkeyPatch.context() as patch:
         module = importlib.import_module("imagen_pytorch.imagen_pytorch")
         # It passes the kernel sizes of cross-embed down-sampling twice; name the rest instead.
         layer = module.CrossEmbedLayer
@@ -72,7 +49,6 @@ def peer():
             ),
         )
         yield module
-        sys.modules.pop("imagen_pytorch.imagen_pytorch", None)
 
 
 VARIANTS = {
@@ -140,18 +116,6 @@ VARIANTS = {
 }
 
 
-def random_weights(module, seed):
-    """Weights at which every part of the network matters, unlike those of initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            if value.ndim == 1 or name.endswith((".g", "bias")):
-                value.copy_((0 if name.endswith("bias") else 1) + 0.2 * noise)
-            else:
-                value.copy_(noise / max(1, value[0].numel()) ** 0.5)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_outputs_equal_the_peer(peer, variant):
     options, not_inferable = VARIANTS[variant]
@@ -166,9 +130,12 @@ def test_outputs_equal_the_peer(peer, variant):
         **({"text_embed_dim": text_width} if text_width else {}),
         **options,
     ).eval()
-    random_weights(model, 0)
-    state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    fill_randomly(model, 0)
+    state = state_of(model)
     config, variables = unet_from_reference(state, **not_inferable)
+    unread = () if text_width else ("attn_pool.", "null_text_")  # stored, but without text idle
+    kept = {name: value for name, value in state.items() if name.startswith(unread)}
+    assert_restored(model, unet_to_reference(config, variables, kept))
 
     draw = np.random.default_rng(1)
     images = {"x": (2, 1, 16, 16)}

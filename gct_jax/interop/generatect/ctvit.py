@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ EMBEDDINGS = {
     "patch_embedding": "to_patch_emb",
 }
 # The only arithmetic that the reference knows.
-REFERENCE_OPTIONS = {
+REFERENCE_OPTIONS: dict[str, Any] = {
     "temporal_attention": "bidirectional",
     "temporal_peg": "interleaved",
     "patch_norm": "both",

@@ -134,11 +134,11 @@ class Layout:
             others, such as those of a network saved alongside, are passed on.
         """
         flat = flatten_dict(jax.device_get(variables), sep=".")
-        state = dict(self.idle)
+        state = self.idle | dict(kept or {})
         for entry in self.links:
             theirs = entry.to_theirs([np.asarray(flat[name], np.float32) for name in entry.ours])
             state |= dict(zip(entry.theirs, theirs, strict=True))
-        return state | dict(kept or {})
+        return state
 
     def _their_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
