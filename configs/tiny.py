@@ -2,12 +2,14 @@
 and for trying the commands in a minute; its volumes show nothing.
 
     python -m launch.train --config configs/tiny.py:ctvit --workdir out/tiny/ctvit
+    python -m launch.train --config configs/tiny.py:t5 --workdir out/tiny/t5
     python -m launch.train --config configs/tiny.py:maskgit --workdir out/tiny/maskgit \\
-        --from out/tiny/ctvit
+        --from out/tiny/ctvit --from out/tiny/t5
     python -m launch.train --config configs/tiny.py:superres --workdir out/tiny/superres \\
         --from out/tiny/ctvit --from out/tiny/maskgit
 """
 
+from data_pipelines.phantom.attributes import ATTRIBUTES, CLASSES
 from gct_jax.config import (
     CTViTConfig,
     DiffusionConfig,
@@ -24,6 +26,7 @@ from gct_jax.training.config import (
     MaskGitTraining,
     OptimizerConfig,
     SuperResTraining,
+    T5Training,
     TrainConfig,
 )
 
@@ -98,6 +101,11 @@ def _run(stage: str, **options) -> TrainConfig:
 def ctvit() -> TrainConfig:
     """CT-ViT without a discriminator."""
     return _run("ctvit")
+
+
+def t5() -> TrainConfig:
+    """The text encoder on reports."""
+    return _run("t5", t5=T5Training(attributes=ATTRIBUTES, classes=CLASSES))
 
 
 def maskgit() -> TrainConfig:

@@ -1,6 +1,7 @@
 """A complete model folder of tiny random networks, for tests of whatever needs a model."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gct_jax.config import (
-    CTViTConfig,
-    DiffusionConfig,
-    MaskGitConfig,
-    ModelConfig,
-    SamplingConfig,
-    T5Config,
-    UNetConfig,
-    VolumeConfig,
-)
+from configs import tiny
+from gct_jax.config import ModelConfig, VolumeConfig
 from gct_jax.model_folder import save_model
 from gct_jax.parts import PARTS, abstract_variables
 from gct_jax.text import train_vocabulary
@@ -39,49 +32,13 @@ def quick_compilation() -> Iterator[None]:
 
 
 def tiny_config() -> ModelConfig:
-    """5 slices of 16x16 as 3x2x2 tokens, super-resolved to 32x32."""
-    return ModelConfig(
-        name="tiny",
-        volume=VolumeConfig(slices=5, image_size=16, slice_spacing_mm=9.0, pixel_spacing_mm=5.0),
-        ctvit=CTViTConfig(
-            dim=16,
-            codebook_size=32,
-            patch_size=8,
-            temporal_patch_size=2,
-            spatial_depth=1,
-            temporal_depth=1,
-            heads=2,
-            dim_head=8,
-        ),
-        maskgit=MaskGitConfig(
-            num_tokens=32,
-            max_sequence_length=24,
-            dim=16,
-            context_dim=16,
-            depth=1,
-            heads=2,
-            dim_head=8,
-        ),
-        t5=T5Config(vocab_size=64, dim=16, depth=1, heads=2, dim_head=8, mlp_dim=16, max_length=48),
-        unet=UNetConfig(
-            dim=8,
-            dim_mults=(1,),
-            num_resnet_blocks=(1,),
-            layer_attns=("none",),
-            layer_attns_depth=(1,),
-            layer_cross_attns=(True,),
-            resnet_groups=(4,),
-            attn_heads=2,
-            attn_dim_head=8,
-            mid_cross_attn_heads=2,
-            mid_cross_attn_dim_head=8,
-            text_embed_dim=16,
-            max_text_len=48,
-            attn_pool_text=False,
-            init_cross_embed_kernel_sizes=None,
-        ),
-        diffusion=DiffusionConfig(image_size=32),
-        sampling=SamplingConfig(steps=3, superres_steps=2),
+    """The shipped tiny model: 5 slices of 16x16 as 3x2x2 tokens, super-resolved to 32x32, with the
+    vocabulary that these few sentences allow."""
+    config = tiny.model()
+    assert config.t5 is not None
+    spacing = VolumeConfig(slices=5, image_size=16, slice_spacing_mm=9.0, pixel_spacing_mm=5.0)
+    return dataclasses.replace(
+        config, volume=spacing, t5=dataclasses.replace(config.t5, vocab_size=64)
     )
 
 

@@ -1,9 +1,11 @@
 """Reads attributes of a report out of its text embeddings; used to train the text encoder only.
 
-With y_j the embedding of text position j, attribute a has a query q_a and a classifier W_a:
+With y_j the embeddings of the words of a text and u_ac the unit vector of class c of attribute a:
 
-    w_aj   = softmax over j of q_a . LN(y_j) / sqrt(d)                                     (1)
-    logits = W_a sum_j w_aj y_j                                                            (2)
+    logits_ac = u_ac . mean over j of y_j                                                  (1)
+
+The mean, because attention that has not learnt where to look yet sees just that; unit vectors,
+because longer ones would make up for differences too faint for another network to notice.
 """
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 
 
 class AttributeReader(nn.Module):
-    """Equations (1), (2).
+    """Equation (1).
 
     Attributes:
       attributes: number of attributes.
@@ -33,12 +35,9 @@ class AttributeReader(nn.Module):
         Returns:
           float32 [batch, attributes, classes].
         """
-        dim = text.shape[-1]
-        init = nn.initializers.normal(dim**-0.5)
-        query = self.param("queries", init, (self.attributes, dim))
-        classifier = self.param("classifiers", init, (self.attributes, dim, self.classes))
-        text = nn.LayerNorm(use_fast_variance=False, name="norm")(text)
-        scores = jnp.einsum("ad,bld->bal", query, text) * dim**-0.5
-        scores = jnp.where(text_mask[:, None, :], scores, jnp.finfo(jnp.float32).min)
-        read = jnp.einsum("bal,bld->bad", jax.nn.softmax(scores, -1), text)
-        return jnp.einsum("bad,adc->bac", read, classifier)
+        shape = (self.attributes, self.classes, text.shape[-1])
+        classifiers = self.param("classifiers", nn.initializers.normal(1.0), shape)
+        classifiers /= jnp.linalg.norm(classifiers, axis=-1, keepdims=True)
+        words = text_mask[..., None]
+        mean = jnp.sum(text, axis=1, where=words) / jnp.maximum(words.sum(1), 1)  # [batch, dim]
+        return jnp.einsum("acd,bd->bac", classifiers, mean)

@@ -61,7 +61,7 @@ def run(folder, stage, sources=(), overrides=()):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_three_stages_learn_and_make_a_model_folder(folder):
+def test_stages_learn_and_make_a_model_folder(folder):
     ctvit = run(folder, "ctvit", overrides=ADVERSARIAL)
     steps = [entry for entry in ctvit if "loss" in entry]
     assert steps[-1]["reconstruction"] < 0.5 * steps[0]["reconstruction"]
@@ -72,7 +72,11 @@ def test_three_stages_learn_and_make_a_model_folder(folder):
     assert [entry["step"] for entry in steps if entry["discriminator"]] == list(range(6, 21, 2))
     assert [entry["step"] for entry in steps if entry["adversarial_weight"]] == list(range(5, 21))
 
-    maskgit = run(folder, "maskgit", ["ctvit"], ["maskgit.critic=self"])
+    t5 = run(folder, "t5", overrides=["optimizer.algorithm=muon"])
+    assert t5[-1]["eval/loss"] < 0.8 * t5[0]["loss"]
+    assert not (folder / "t5" / "samples").exists()
+
+    maskgit = run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"])
     assert maskgit[-1]["eval/cross_entropy"] < 0.5 * maskgit[0]["cross_entropy"]
     assert maskgit[0]["critic"] > 0
 
@@ -92,9 +96,9 @@ def test_three_stages_learn_and_make_a_model_folder(folder):
 
 
 def test_a_finished_run_is_not_continued(folder):
-    before = run(folder, "maskgit", ["ctvit"], ["maskgit.critic=self"])
+    before = run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"])
     assert before[-1]["step"] == 20
-    assert run(folder, "maskgit", ["ctvit"], ["maskgit.critic=self"]) == before
+    assert run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"]) == before
 
 
 @pytest.mark.parametrize(

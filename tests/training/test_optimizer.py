@@ -43,6 +43,43 @@ def test_first_adam_step_is_the_learning_rate_and_only_matrices_decay():
     assert float(norms["norm/parameter"]) == pytest.approx(3 * np.sqrt(6), rel=1e-6)
 
 
+def test_muon_turns_hidden_matrices_only():
+    config = OptimizerConfig(algorithm="muon", learning_rate=0.1, clip_norm=1e6)
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(n, 4)))[0] for n in (6, 4))
+    skewed = (left * [5.0, 2.0, 1.0, 0.5]) @ right.T  # [6, 4]
+    names = ("layer/kernel", "to_logits/kernel", "table/embedding")
+    grads = {name: jnp.asarray(skewed, jnp.float32) for name in names}
+    params = {name: jnp.zeros((6, 4)) for name in names}
+    optimizer = make_optimizer(config, 10)
+    new, _, _ = apply_gradients(optimizer, grads, optimizer.init(params), params)
+    # Muon: singular values of the gradient become (nearly) equal, its root mean square 0.2 lr
+    values = np.linalg.svd(new["layer/kernel"], compute_uv=False)
+    assert values.max() / values.min() < 2
+    wanted = 0.1 * 0.2 * np.sqrt(6) * left @ right.T
+    assert np.sum(new["layer/kernel"] * -wanted) > 0.9 * np.linalg.norm(wanted) * np.linalg.norm(
+        new["layer/kernel"]
+    )
+    # Adam (here with Nesterov's momentum): the sign of the gradient
+    for name in names[1:]:
+        size = abs(float(new[name][0, 0]))
+        np.testing.assert_allclose(new[name], -size * np.sign(skewed), rtol=1e-4)
+        assert 0.05 < size < 0.2
+
+
+def test_muon_takes_a_convolution_as_one_matrix():
+    flat = jax.random.normal(jax.random.key(0), (18, 5))
+    updates = []
+    for shape in ((18, 5), (3, 3, 2, 5)):
+        config = OptimizerConfig(algorithm="muon", learning_rate=0.1)
+        params = {"conv": {"kernel": jnp.zeros(shape)}}
+        grads = {"conv": {"kernel": flat.reshape(shape)}}
+        optimizer = make_optimizer(config, 10)
+        new, _, _ = apply_gradients(optimizer, grads, optimizer.init(params), params)
+        updates.append(np.asarray(new["conv"]["kernel"]).reshape(18, 5))
+    np.testing.assert_allclose(updates[0], updates[1], rtol=1e-5, atol=1e-7)
+
+
 def test_gradients_are_clipped_by_their_global_norm():
     config = OptimizerConfig(clip_norm=0.5)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
@@ -61,6 +98,7 @@ def test_average_warms_up_to_its_decay():
     assert float(late["x"]) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_unknown_schedule_is_refused():
+@pytest.mark.parametrize("field", ["schedule", "algorithm"])
+def test_unknown_names_are_refused(field):
     with pytest.raises(ConfigError, match="'linear'"):
-        OptimizerConfig(schedule="linear")
+        OptimizerConfig(**{field: "linear"})
