@@ -56,7 +56,11 @@ DAMAGES = {
     "left out": (rename(BIAS, "critic.bias"), ["lack 1 tensor(s)", BIAS, "(64,)"]),
     "swapped shape": (
         change("token_emb.weight", np.transpose),
-        ["tensor 'continuous_pos_bias", "asks for"],
+        ["'pos_emb.weight' has shape (200, 32)", "(200, 65)", "more do not fit either"],
+    ),
+    "swapped axes": (
+        change("transformer.layers.0.3.1.weight", np.transpose),
+        ["layers.0.3.1.weight' has shape (32, 170)", "ask for (170, 32)\n"],
     ),
     "too few rows": (change(BIAS, lambda x: x[1:]), [BIAS, "has shape (63,)", "ask for (64,)"]),
     "too few axes": (change("token_emb.weight", np.ravel), ["expected 2 axes"]),
@@ -133,7 +137,7 @@ def test_code_in_a_file_is_refused_and_not_run(state, tmp_path, capsys):
     message = convert(path, tmp_path, capsys)
     assert "asks to run Python code" in message
     torch.save({"model": Foreign()}, path)
-    assert "asks to run Python code (builtins.print)" in convert(path, tmp_path, capsys)
+    assert "asks to run Python code (print)" in convert(path, tmp_path, capsys)
     path.write_bytes(pickle.dumps({"model": Foreign()}))
     assert "no PyTorch weight file" in convert(path, tmp_path, capsys)
     torch.save([1, 2], path)

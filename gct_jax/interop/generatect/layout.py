@@ -112,16 +112,10 @@ class Layout:
         """
         expected = self._their_shapes()
         self._require_names(state, expected)
+        _require_shapes(state, expected)
         flat: dict[str, np.ndarray] = {}
         for entry in self.links:
-            theirs = []
-            for name in entry.theirs:
-                if state[name].shape != expected[name]:
-                    raise ModelFolderError(
-                        f"tensor {name!r} has shape {state[name].shape}; the sizes found in the "
-                        f"other tensors ask for {expected[name]}"
-                    )
-                theirs.append(as_float32(name, state[name]))
+            theirs = [as_float32(name, state[name]) for name in entry.theirs]
             flat |= dict(zip(entry.ours, entry.to_ours(theirs), strict=True))
         return unflatten_dict(flat, sep=".")
 
@@ -165,6 +159,20 @@ class Layout:
             raise ModelFolderError(
                 f"the weights hold {surplus}; the other tensors describe a network without it"
             )
+
+
+def _require_shapes(state: State, expected: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = [name for name, shape in expected.items() if state[name].shape != shape]
+    if not wrong:
+        return
+    others = (
+        f"; {len(wrong) - 1} more do not fit either, so perhaps a tensor that sizes are read from "
+        "is the wrong one"
+    )
+    raise ModelFolderError(
+        f"tensor {wrong[0]!r} has shape {state[wrong[0]].shape}; the sizes found in the other "
+        f"tensors ask for {expected[wrong[0]]}" + (others if len(wrong) > 1 else "")
+    )
 
 
 def sizes(state: State, name: str, axes: int) -> tuple[int, ...]:
