@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from data_pipelines.phantom import batches, pool
+from data_pipelines.phantom.case import sample_description, twin_description
 from data_pipelines.phantom.grid import Grid
 from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
@@ -34,22 +35,24 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
     data, loop = config.data, config.loop
     if data.held_out >= data.cases:
         raise ConfigError(f"data.held_out = {data.held_out} leaves none of {data.cases} cases")
-    if loop.batch_size % jax.process_count():
-        raise ConfigError(
-            f"loop.batch_size = {loop.batch_size} is not a multiple of "
-            f"{jax.process_count()} processes"
-        )
     folder = Path(data.folder) if data.folder else workdir / "data"
     make_batch = MAKERS[config.stage](config, folder, workdir, parts)
     training_cases = data.cases - data.held_out
+    rows_per_case = 2 if config.stage == "maskgit" and config.maskgit.twins else 1
+    batch_cases, rest = divmod(loop.batch_size, rows_per_case * jax.process_count())
+    if rest:
+        raise ConfigError(
+            f"loop.batch_size = {loop.batch_size} is not a multiple of {rows_per_case} rows per "
+            f"case x {jax.process_count()} processes"
+        )
 
     def stream(start: int) -> Iterator[batches.Batch]:
         process = (jax.process_index(), jax.process_count())
         return batches.stream(
-            make_batch, start, loop.seed, loop.batch_size, training_cases, process
+            make_batch, start, loop.seed, loop.batch_size // rows_per_case, training_cases, process
         )
 
-    local = loop.batch_size // jax.process_count()
+    local = batch_cases
     groups = range(training_cases, data.cases - local + 1, local)
     held_out = [make_batch(0, list(range(first, first + local))) for first in groups]
     return PhantomData(stream, held_out)
@@ -70,13 +73,13 @@ def _high_grid(model: ModelConfig) -> Grid:
     )
 
 
-def _volumes(config: TrainConfig, folder: Path) -> batches.Arrays:
+def _volumes(config: TrainConfig, folder: Path, twins: bool = False) -> batches.Arrays:
     """The low-resolution volumes: prepared files, or rendered anew each time."""
     grid = _low_grid(config.model)
+    render = pool.renderer(grid, twin_description if twins else sample_description)
     if not config.data.prepare:
-        return pool.renderer(grid)
-    name = f"volumes-{grid.depth}x{grid.height}"
-    render = pool.renderer(grid)
+        return render
+    name = f"{'twins' if twins else 'volumes'}-{grid.depth}x{grid.height}"
     pool.prepare(folder, (name,), config.data.cases, lambda case: (render(case),))
     return pool.Shards(folder, name)
 
@@ -89,16 +92,21 @@ def _ctvit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Part
 def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     ctvit, variables, tag = _tokenizer_network(config, parts)
     encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method=CTViT.encode)[0])
-    volumes = _volumes(config, folder)
-    name = f"tokens-{tag}"
 
-    def tokens(case: int) -> tuple[jax.Array]:
-        volume = batches.unit_intensity(volumes(case))[None]
-        return (encode(volume).astype(np.int16),)
+    def source(twins: bool) -> tuple[batches.Arrays, batches.Describe]:
+        volumes = _volumes(config, folder, twins)
 
-    pool.prepare(folder, (name,), config.data.cases, tokens)
+        def tokens(case: int) -> tuple[jax.Array]:
+            volume = batches.unit_intensity(volumes(case))[None]
+            return (encode(volume).astype(np.int16),)
+
+        name = f"{'twin-tokens' if twins else 'tokens'}-{tag}"
+        pool.prepare(folder, (name,), config.data.cases, tokens)
+        return pool.Shards(folder, name), twin_description if twins else sample_description
+
+    sources = [source(twins) for twins in ((False, True) if config.maskgit.twins else (False,))]
     encode_text = _text_encoding(config, workdir, parts)
-    return partial(batches.token_batch, pool.Shards(folder, name), encode_text, config.loop.seed)
+    return partial(batches.token_batch, sources, encode_text, config.loop.seed)
 
 
 def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
@@ -107,7 +115,7 @@ def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: P
         raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
     rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
     low_render, high_render = (
-        pool.renderer(grid(config.model)) for grid in (_low_grid, _high_grid)
+        pool.renderer(grid(config.model), sample_description) for grid in (_low_grid, _high_grid)
     )
     names = (f"low-{tag}", f"high-{tag}")
 

@@ -6,16 +6,17 @@ epoch p div n: every case comes once per epoch.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from data_pipelines.phantom.attributes import report_attributes
-from data_pipelines.phantom.case import sample_description
+from data_pipelines.phantom.case import Description, sample_description
 from data_pipelines.phantom.report import write_report
 
 Arrays = Callable[[int], np.ndarray | jax.Array]  # case number -> array
+Describe = Callable[[int], Description]
 Batch = dict[str, np.ndarray]
 
 
@@ -66,16 +67,22 @@ def volume_batch(volumes: Arrays, cases: list[int]) -> Batch:
 
 
 def token_batch(
-    tokens: Arrays,
+    sources: Sequence[tuple[Arrays, Describe]],
     encode_text: Callable[[list[str]], np.ndarray],
     seed: int,
     step: int,
     cases: list[int],
 ) -> Batch:
-    """{'token_ids': int32 [b, t, h, w], 'text_ids': int32 [b, l]}; a new wording each time."""
+    """{'token_ids': int32 [b, t, h, w], 'text_ids': int32 [b, l]}; a new wording each time.
+
+    Each case gives one row per source; a source is the function case -> tokens and that from the
+    case to what its report says.
+    """
+    rows = [(case, *source) for case in cases for source in sources]
+    texts = [report(case, seed, step, describe) for case, _, describe in rows]
     return {
-        "token_ids": np.stack([tokens(case) for case in cases]).astype(np.int32),
-        "text_ids": encode_text([report(case, seed, step) for case in cases]),
+        "token_ids": np.stack([tokens(case) for case, tokens, _ in rows]).astype(np.int32),
+        "text_ids": encode_text(texts),
     }
 
 
@@ -109,6 +116,6 @@ def report_batch(
     }
 
 
-def report(case: int, seed: int, step: int) -> str:
+def report(case: int, seed: int, step: int, describe: Describe = sample_description) -> str:
     """A report of case number `case` in a wording drawn for this step."""
-    return write_report(sample_description(case), np.random.default_rng([case, seed, step]))
+    return write_report(describe(case), np.random.default_rng([case, seed, step]))

@@ -11,8 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.phantom.anatomy import sample_patient
-from data_pipelines.phantom.findings import FINDINGS, Finding, sample_findings
+from data_pipelines.phantom.findings import (
+    FINDINGS,
+    Finding,
+    sample_finding,
+    sample_findings,
+)
 from data_pipelines.phantom.placement import place_findings
+
+OTHER_SIDE = {"left": "right", "right": "left"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,22 @@ def sample_description(seed: int) -> Description:
 def sample_case(seed: int) -> Case:
     """The patient of this seed: about one in eight is normal, the others have 1 to 8 findings."""
     return case_from_findings(seed, *sample_description(seed))
+
+
+def twin_description(seed: int) -> Description:
+    """The patient of this seed with other findings: one-sided ones are on the other side, the
+    rest is gone, and those that the patient lacked are drawn."""
+    age, sex, findings = sample_description(seed)
+    rng = np.random.default_rng((seed, 3))
+    moved = [
+        sample_finding(rng, finding.name, OTHER_SIDE[finding.side], finding.place, finding.size)
+        for finding in findings
+        if finding.side in OTHER_SIDE and finding.place != "middle lobe"
+    ]
+    names = {finding.name for finding in findings}
+    new = [finding for finding in sample_findings(rng, age) if finding.name not in names]
+    both = sorted([*moved, *new], key=lambda finding: FINDINGS.index(finding.name))
+    return Description(age, sex, tuple(both))
 
 
 def case_from_findings(seed: int, age: int, sex: str, findings: tuple[Finding, ...]) -> Case:

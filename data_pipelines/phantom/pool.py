@@ -1,12 +1,15 @@
 """A folder of prepared cases, so that training does not share its processor with the renderer.
 
     volumes_00003.npy          int16 HU [256, d, h, w]      cases 768 ... 1023
+    twins_00003.npy            int16 HU [256, d, h, w]      the same patients, other findings
     tokens-<tag>_00003.npy     int16    [256, t, h, w]      the same cases, encoded by CT-ViT <tag>
+    twin-tokens-<tag>_00003.npy                             and their twins
     low-<tag>_00003.npy        int16 HU [256, k, h, w]      k slices as CT-ViT <tag> rebuilds them
     high-<tag>_00003.npy       int16 HU [256, k, H, W]      the same slices at full resolution
 
-Case number i is `sample_case(i)`. A shard is written under a temporary name and renamed, and one
-that exists is not made again, so preparation resumes where it stopped.
+Case number i is `sample_case(i)`, its twin has the findings of `twin_description(i)`. A shard is
+written under a temporary name and renamed, and one that exists is not made again, so preparation
+resumes where it stopped.
 """
 
 from collections.abc import Callable
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.phantom.case import sample_case
+from data_pipelines.phantom.case import Description, case_from_findings
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 
@@ -76,10 +79,11 @@ def prepare(
             rows = []
 
 
-def renderer(grid: Grid) -> Callable[[int], jax.Array]:
-    """Function case number -> int16 HU [d, h, w]."""
+def renderer(grid: Grid, describe: Callable[[int], Description]) -> Callable[[int], jax.Array]:
+    """Function case number -> int16 HU [d, h, w]; `describe` says what is wrong with the case."""
 
     def volume(case: int) -> jax.Array:
-        return jnp.round(render(sample_case(case).anatomy, grid)).astype(jnp.int16)
+        anatomy = case_from_findings(case, *describe(case)).anatomy
+        return jnp.round(render(anatomy, grid)).astype(jnp.int16)
 
     return volume

@@ -88,17 +88,17 @@ def reference_random_subset(uniforms: jax.Array, ratio: jax.Array, valid: jax.Ar
     return chosen.reshape(uniforms.shape)
 
 
-def masked_cross_entropy(logits: jax.Array, ids: jax.Array, hidden: jax.Array) -> jax.Array:
+def masked_cross_entropy(logits: jax.Array, ids: jax.Array, weight: jax.Array) -> jax.Array:
     """Equation (3) over all hidden tokens of the batch, scalar float32; 0 if none is hidden.
 
     Args:
       logits: [batch, ..., num_tokens].
       ids: true tokens, int32 [batch, ...].
-      hidden: bool [batch, ...].
+      weight: [batch, ...]: whether a token is hidden, as bool, or how much it counts.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     picked = jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
-    return -jnp.sum(picked, where=hidden) / jnp.maximum(hidden.sum(), 1)
+    return -jnp.sum(picked * weight) / jnp.maximum(weight.sum(), 1)
 
 
 def gumbel_noise(uniforms: jax.Array) -> jax.Array:

@@ -121,12 +121,16 @@ class MaskGitTraining:
     """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
     `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training, Q18).
+    `twins`: rows 2i and 2i + 1 of a batch are one patient with two reports; they get the same mask,
+    and a token in which they differ counts 1 + `twin_weight` times.
     """
 
     steps: int = 0
     text_drop: float = 0.1
     train_text_encoder: bool = False
     gradient_shrink: float = 1.0
+    twins: bool = False
+    twin_weight: float = 0.0
     critic: str = "none"
     critic_weight: float = 1.0
 

@@ -12,6 +12,11 @@ ones and the critic learns to tell them from true ones:
     L <- L + w BCE(critic(x outside M, y inside M), [shown token is wrong])                    (2)
 
 The text encoder is trained with the rest (`train_text_encoder`) or frozen.
+
+Most of a volume follows from the patient, not from the report, so the report's effect drowns in
+the noise of small batches. With `twins` a batch holds each patient twice, with different findings
+and reports but one mask: what the report does not explain is then the same in both and cancels
+in the gradient of the text, and differing tokens may weigh more in (1).
 """
 
 from typing import Any
@@ -83,7 +88,8 @@ def loss_fn(
     """Equations (1) and (2).
 
     Args:
-      batch: {'token_ids' int32 [b, t, h, w], 'text_ids' int32 [b, l] padded with 0}.
+      batch: {'token_ids' int32 [b, t, h, w], 'text_ids' int32 [b, l] padded with 0}, rows 2i and
+        2i + 1 twins if the configuration says so.
     """
     ids, text_ids = batch["token_ids"], batch["text_ids"]
     maskgit, critic = models(config)
@@ -92,15 +98,21 @@ def loss_fn(
 
     t5_params = params["t5"] if "t5" in params else extra["t5"]
     text = t5.apply({"params": t5_params}, text_ids)  # [b, l, e]
-    keep = jax.random.uniform(drop_key, (ids.shape[0], 1)) >= text_drop
-    text_mask = (text_ids > 0) & keep  # [b, l]
+    copies = 2 if config.maskgit.twins else 1
+    patients = ids.shape[0] // copies
+    keep = jax.random.uniform(drop_key, (patients, 1)) >= text_drop
+    text_mask = (text_ids > 0) & jnp.repeat(keep, copies, axis=0)  # [b, l]
 
-    ratio = masking.sample_mask_ratio(ratio_key, ids.shape[0], config.maskgit.steps or None)
-    valid = jnp.ones(ids.shape, bool)
-    hidden = masking.random_subset(jax.random.uniform(subset_key, ids.shape), ratio, valid)
+    ratio = masking.sample_mask_ratio(ratio_key, patients, config.maskgit.steps or None)
+    uniforms = jax.random.uniform(subset_key, (patients, *ids.shape[1:]))
+    valid = jnp.ones(uniforms.shape, bool)
+    hidden = jnp.repeat(masking.random_subset(uniforms, ratio, valid), copies, axis=0)
     shown = jnp.where(hidden, maskgit.num_tokens, ids)
     logits = maskgit.apply({"params": params["maskgit"]}, shown, text, text_mask)
-    loss = masking.masked_cross_entropy(logits, ids, hidden)
+    weight = hidden
+    if config.maskgit.twins:
+        weight = hidden * (1 + config.maskgit.twin_weight * (ids != exchange_twins(ids)))
+    loss = masking.masked_cross_entropy(logits, ids, weight)
     right = jnp.sum((jnp.argmax(logits, -1) == ids) & hidden) / hidden.sum()
     metrics = {"cross_entropy": loss, "accuracy": right, "hidden_share": hidden.mean()}
 
@@ -113,10 +125,16 @@ def loss_fn(
         if config.maskgit.critic == "self":
             variables["maskgit"] = params["maskgit"]
         scores = critic.apply({"params": variables}, shown, text, text_mask)
-        critic_loss = masking.critic_loss(scores, masking.critic_labels(shown, ids), valid)
+        labels = masking.critic_labels(shown, ids)
+        critic_loss = masking.critic_loss(scores, labels, jnp.ones(ids.shape, bool))
         metrics["critic"] = critic_loss
         loss += config.maskgit.critic_weight * critic_loss
     return loss, {"loss": loss, **metrics}
+
+
+def exchange_twins(rows: jax.Array) -> jax.Array:
+    """Rows 2i and 2i + 1 of [b, ...] in each other's place."""
+    return jnp.flip(rows.reshape(-1, 2, *rows.shape[1:]), axis=1).reshape(rows.shape)
 
 
 def train_step(
@@ -141,8 +159,14 @@ def train_step(
 def eval_step(
     config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
 ) -> Metrics:
-    """Losses of the averaged weights, every text kept."""
-    return loss_fn(state.ema, state.extra, config, batch, key, text_drop=0.0)[1]
+    """Losses of the averaged weights, every text kept; with twins also `text_gain`, by how much
+    the loss rises when they exchange reports: 0 if the text is not used."""
+    metrics = loss_fn(state.ema, state.extra, config, batch, key, text_drop=0.0)[1]
+    if config.maskgit.twins:
+        exchanged = {**batch, "text_ids": exchange_twins(batch["text_ids"])}
+        wrong = loss_fn(state.ema, state.extra, config, exchanged, key, text_drop=0.0)[1]
+        metrics["text_gain"] = wrong["cross_entropy"] - metrics["cross_entropy"]
+    return metrics
 
 
 def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:

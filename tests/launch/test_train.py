@@ -21,7 +21,7 @@ ADVERSARIAL = [
 ]
 
 
-def bright_balls(grid):
+def bright_balls(grid, describe):
     """Stands in for the phantom's renderer, which takes seconds to compile."""
     z, y, x = (
         axis.reshape(-1, *[1] * n) for axis, n in zip(grid.axes_mm(), (2, 1, 0), strict=True)
