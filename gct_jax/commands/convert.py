@@ -12,6 +12,7 @@ from gct_jax.files import replace_files_when_done
 
 if TYPE_CHECKING:
     from gct_jax.interop.generatect.files import ReferenceFile
+    from gct_jax.text import Tokenizer
 
 KINDS = {
     "ctvit": ("ctvit",),
@@ -85,8 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
     config, variables = _join(files)
     tokenizer_bytes = None
     if arguments.t5 is not None:
-        tokenizer_bytes = _tokenizer_bytes(arguments)
+        tokenizer = _find_tokenizer(arguments)
         config["t5"], variables["t5"] = read_t5(arguments.t5)
+        if tokenizer.size > config["t5"].vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.size} pieces, {arguments.t5} only "
+                f"{config['t5'].vocab_size} embeddings; give the T5's own with --tokenizer"
+            )
+        tokenizer_bytes = tokenizer.model_bytes
     names = ", ".join(path.name for path in sources)
     model = ModelConfig(
         name="generatect",
@@ -190,7 +197,7 @@ def _join(files: list["ReferenceFile"]) -> tuple[dict[str, Any], dict[str, Any]]
     return config, variables
 
 
-def _tokenizer_bytes(arguments: argparse.Namespace) -> bytes:
+def _find_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
     from gct_jax.text import Tokenizer
 
     beside = arguments.t5 if arguments.t5.is_dir() else arguments.t5.parent
@@ -198,7 +205,7 @@ def _tokenizer_bytes(arguments: argparse.Namespace) -> bytes:
     candidates += [path for name in TOKENIZER_NAMES if (path := beside / name).is_file()]
     if not candidates:
         raise InputError(f"no {' or '.join(TOKENIZER_NAMES)} in {beside}: give --tokenizer FILE")
-    return Tokenizer.load(candidates[0]).model_bytes
+    return Tokenizer.load(candidates[0])
 
 
 def _report(

@@ -11,7 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gct_jax.config import T5Config, module_fields
 from gct_jax.errors import ModelFolderError
-from gct_jax.interop.weight_files import as_float32, read_safetensors, write_safetensors
+from gct_jax.interop.weight_files import (
+    as_float32,
+    read_safetensors,
+    read_weight_file,
+    write_safetensors,
+)
 from gct_jax.models.t5 import BUCKETS, MAX_DISTANCE, T5Encoder
 from gct_jax.text import EOS_ID, PAD_ID
 
@@ -50,7 +55,8 @@ def t5_from_huggingface(
     """Config and variables of `T5Encoder` from a folder; a full T5's decoder is left out.
 
     Args:
-      folder: holds `config.json` and `model.safetensors`, or the latter in shards with its index.
+      folder: holds `config.json` and `model.safetensors`, the latter in shards with its index, or
+        `pytorch_model.bin`.
       max_length: tokens per text, with the end token; the folder does not record it.
 
     Returns:
@@ -151,7 +157,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        return read_safetensors(folder / "model.safetensors")[0]
+        pickled = folder / "pytorch_model.bin"
+        path = folder / "model.safetensors"
+        return read_weight_file(path if path.exists() or not pickled.exists() else pickled)
     state: dict[str, np.ndarray] = {}
     for name in sorted(set(_read_json(index)["weight_map"].values())):
         state |= read_safetensors(folder / name)[0]

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from gct_jax.errors import InputError, ModelFolderError
 
@@ -56,8 +56,11 @@ def write_safetensors(
 ) -> None:
     """Write tensors in their own types."""
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    # not save_file, which makes files that only their owner can read
-    Path(path).write_bytes(save(contiguous, metadata=dict(metadata or {})))
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode  # save_file's own files can be read by their owner alone
+    save_file(contiguous, path, metadata=dict(metadata or {}))
+    path.chmod(mode)
 
 
 def as_float32(name: str, value: np.ndarray) -> np.ndarray:

@@ -95,7 +95,10 @@ def test_convert_and_export_on_the_command_line(tmp_path, capsys):
     assert main(["convert", "generatect", *files, *fields, "--out", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "3 slices of 128 x 128" in said and "optim1 783" in said
-    config = load_model(folder).config
+    model = load_model(folder)
+    config = model.config
+    for part, file in (("maskgit", files[1]), ("ctvit", files[1]), ("superres", files[3])):
+        np.testing.assert_equal(model.variables(part), read_reference(file).variables[part])
     assert config.name == "mine"
     assert config.volume == VolumeConfig(slices=3)
     assert config.diffusion == DiffusionConfig(image_size=256)

@@ -57,6 +57,16 @@ def test_export_writes_the_same_folder(folder, tmp_path):
     assert written.items() <= original.items()
 
 
+def test_pickled_weights_equal_the_safetensors(folder):
+    torch = pytest.importorskip("torch")
+    expected = t5_from_huggingface(folder)
+    state = load_file(folder / "model.safetensors")
+    tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    np.testing.assert_equal(t5_from_huggingface(folder), expected)
+
+
 def test_other_t5_is_refused(folder):
     edit_config(folder, feed_forward_proj="relu")
     with pytest.raises(ModelFolderError, match="feed_forward_proj is 'relu'"):

@@ -8,6 +8,8 @@ import importlib
 import numpy as np
 import pytest
 from golden_case import quick_jit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peer_packages import assert_restored, fill_randomly, require, state_of, stubbed_package
 
 from gct_jax.config import module_fields
@@ -172,3 +174,42 @@ def test_outputs_equal_the_peer(peer, variant):
     np.testing.assert_allclose(
         np.moveaxis(np.asarray(output), -1, 1), expected.numpy(), atol=5e-5 * max(1, scale)
     )
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "dim": st.sampled_from([8, 16]),
+            "dim_mults": st.sampled_from([(1,), (1, 2), (1, 3, 4)]),
+            "num_resnet_blocks": st.integers(1, 2),
+            "layer_attns": st.booleans(),
+            "layer_attns_depth": st.integers(1, 2),
+            "use_linear_attn": st.booleans(),
+            "layer_cross_attns": st.booleans(),
+            "attend_at_middle": st.booleans(),
+            "lowres_cond": st.booleans(),
+            "cond_on_text": st.booleans(),
+            "attn_pool_text": st.booleans(),
+            "cond_dim": st.sampled_from([None, 12]),
+            "num_time_tokens": st.integers(1, 3),
+            "init_cross_embed": st.booleans(),
+            "cross_embed_downsample": st.booleans(),
+            "memory_efficient": st.booleans(),
+            "pixel_shuffle_upsample": st.booleans(),
+            "combine_upsample_fmaps": st.booleans(),
+            "init_conv_to_final_conv_residual": st.booleans(),
+            "use_global_context_attn": st.booleans(),
+            "final_resnet_block": st.booleans(),
+        }
+    )
+)
+def test_any_options_are_inferred_and_give_back_every_tensor(peer, options):
+    text = {"text_embed_dim": 20} if options["cond_on_text"] else {}
+    model = peer.Unet(channels=1, attn_heads=2, attn_dim_head=8, max_text_len=10, **text, **options)
+    state = state_of(model)
+    config, variables = unet_from_reference(state, attn_dim_head=8)
+    assert config.dim_mults == options["dim_mults"]
+    unread = () if text else ("attn_pool.", "null_text_")
+    kept = {name: value for name, value in state.items() if name.startswith(unread)}
+    assert_restored(model, unet_to_reference(config, variables, kept))

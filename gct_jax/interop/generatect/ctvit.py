@@ -72,17 +72,21 @@ def ctvit_to_reference(
     Raises:
       InputError: the model has an option that the reference cannot reproduce.
     """
+    return ctvit_layout(config).to_reference(variables, kept)
+
+
+def ctvit_layout(config: CTViTConfig) -> Layout:
+    """Which tensor of the reference holds which variable of `CTViT`.
+
+    Raises:
+      InputError: the model has an option that the reference cannot reproduce.
+    """
     for name, value in REFERENCE_OPTIONS.items():
         if getattr(config, name) != value:
             raise InputError(
                 f"the PyTorch reference cannot run a CT-ViT with {name} = "
                 f"{getattr(config, name)!r}, only with {value!r}"
             )
-    return ctvit_layout(config).to_reference(variables, kept)
-
-
-def ctvit_layout(config: CTViTConfig) -> Layout:
-    """Which tensor of the reference holds which variable of `CTViT`."""
     variables = abstract_variables(ModelConfig(ctvit=config), "ctvit")
     return Layout.of(variables, _entries(config), foreign=("discr.", "vgg."))
 
