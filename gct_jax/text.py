@@ -66,13 +66,13 @@ class Tokenizer:
         Raises:
           InputError: the prompt is empty.
         """
-        words = text.split()
-        ids = self._processor.encode(" ".join(words))
+        ids = self._processor.encode(text)
         if not ids:
             raise InputError("the prompt is empty; write for example '58 years old female: ...'")
         kept = max_length - 1
+        words = text.split()
         fitting = len(words)
-        while len(self._processor.encode(" ".join(words[:fitting]))) > kept:
+        while len(ids) > kept and len(self._processor.encode(" ".join(words[:fitting]))) > kept:
             fitting -= 1
         return TokenizedText(np.asarray([*ids[:kept], EOS_ID], np.int32), " ".join(words[fitting:]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gct_jax.config import CTViTConfig, ModelConfig, from_dict, literal, override
-from gct_jax.errors import ConfigError, InputError, ModelFolderError
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.files import replace_files_when_done
 
 if TYPE_CHECKING:
@@ -82,8 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
     from gct_jax.interop.generatect.set_aside import write_set_aside
     from gct_jax.model_folder import save_model
 
-    files = _read_files(arguments, assignments)
-    config, variables = _join(files)
+    files = _use_one_ctvit(_read_files(arguments, assignments))
+    config: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
+    for file in files:
+        config |= file.config
+        variables |= file.variables
     tokenizer_bytes = None
     if arguments.t5 is not None:
         tokenizer = _find_tokenizer(arguments)
@@ -177,24 +181,25 @@ def _read_files(
     return files
 
 
-def _join(files: list["ReferenceFile"]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configs and variables of all networks; a network that two files hold must be the same."""
-    from gct_jax.interop.generatect.files import first_difference
+def _use_one_ctvit(files: list["ReferenceFile"]) -> list["ReferenceFile"]:
+    """The same files, of which at most one brings a CT-ViT that counts.
 
-    config: dict[str, Any] = {}
-    variables: dict[str, Any] = {}
-    for file in files:
-        for part in file.config:
-            if part in config:
-                name = first_difference(variables[part], file.variables[part])
-                if config[part] != file.config[part] or name:
-                    raise ModelFolderError(
-                        f"--ctvit and --transformer hold different CT-ViTs (first in {name}); "
-                        "leave out --ctvit to use the one that the transformer was trained with"
-                    )
-        config |= file.config
-        variables |= file.variables
-    return config, variables
+    A transformer file contains the CT-ViT that it was trained with, and the original samples with
+    that one; if the CT-ViT's own file holds another, it is kept without being used.
+    """
+    from gct_jax.interop.generatect.files import first_difference, unused
+
+    if [file.kind for file in files[:2]] != ["ctvit", "transformer"]:
+        return files
+    alone, whole = files[:2]
+    difference = first_difference(alone.variables["ctvit"], whole.variables["ctvit"])
+    if difference is None:
+        return files
+    print(
+        f"note: --ctvit and --transformer hold different CT-ViTs (first in {difference}); the "
+        "transformer's is used, as the original does, and the other is only kept for export"
+    )
+    return [unused(alone), *files[1:]]
 
 
 def _find_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":

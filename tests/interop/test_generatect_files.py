@@ -133,16 +133,22 @@ def test_a_causal_model_cannot_be_exported_to_the_reference(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_different_ctvits_are_refused(tmp_path, capsys):
+def test_the_transformer_decides_between_two_ctvits(tmp_path, capsys):
     state = load_file(FOLDER / "transformer.safetensors")
     ctvit = {k.removeprefix("ctvit."): x for k, x in state.items() if k.startswith("ctvit.")}
-    save_file(ctvit, tmp_path / "ctvit.safetensors")
     both = ["convert", "generatect", "--transformer", str(FOLDER / "transformer.safetensors")]
     both += ["--ctvit", str(tmp_path / "ctvit.safetensors"), "--out", str(tmp_path / "model")]
-    assert main(both) == 0
-    save_file({**ctvit, "to_pixels.0.bias": ctvit["to_pixels.0.bias"] + 1}, both[5])
-    assert main(both) == 2
-    assert "different CT-ViTs (first in params.pixels.bias)" in capsys.readouterr().err
+    for shift in (0, 1):
+        ctvit["to_pixels.0.bias"] = ctvit["to_pixels.0.bias"] + np.float32(shift)
+        save_file(ctvit, both[5])
+        assert main(both) == 0
+        assert ("different CT-ViTs (first in params.pixels" in capsys.readouterr().out) == shift
+        found = load_model(tmp_path / "model").variables("ctvit")["params"]["pixels"]["bias"]
+        np.testing.assert_array_equal(found, state["ctvit.to_pixels.0.bias"])
+        out = tmp_path / f"out_{shift}"
+        assert main(["export", "generatect", "--model", both[7], "--out", str(out)]) == 0
+        assert_same_bits(load_file(out / "ctvit.safetensors"), ctvit)
+        assert_same_bits(load_file(out / "transformer.safetensors"), state)
 
 
 def test_a_file_with_two_unets_is_refused(tmp_path):

@@ -127,6 +127,13 @@ def reference_tensors(file: ReferenceFile) -> dict[str, np.ndarray]:
     return tensors
 
 
+def unused(file: ReferenceFile) -> ReferenceFile:
+    """The same file with all of its tensors set aside."""
+    return dataclasses.replace(
+        file, config={}, variables={}, prefixes={}, set_aside=reference_tensors(file)
+    )
+
+
 def _recognise(tensors: State) -> tuple[str, dict[str, str]]:
     """The kind of a file and the prefix of each network in it."""
     found = {kind: _prefixes(tensors, signature) for kind, signature in SIGNATURES.items()}
