@@ -3,16 +3,20 @@
     bash launch/train_demo.sh out/demo                 # everything below, in order, resumable
 
     python -m launch.train --config configs/demo.py:ctvit --workdir out/demo/ctvit
+    python -m launch.train --config configs/demo.py:ctvit_findings \\
+        --workdir out/demo/ctvit_findings --from out/demo/ctvit
     python -m launch.train --config configs/demo.py:t5 --workdir out/demo/t5
     python -m launch.train --config configs/demo.py:maskgit --workdir out/demo/maskgit \\
-        --from out/demo/ctvit --from out/demo/t5
+        --from out/demo/ctvit_findings --from out/demo/t5
     python -m launch.train --config configs/demo.py:superres --workdir out/demo/superres \\
-        --from out/demo/ctvit --from out/demo/maskgit
-    python -m launch.export_model out/demo/ctvit out/demo/maskgit out/demo/superres \\
+        --from out/demo/ctvit_findings --from out/demo/maskgit
+    python -m launch.export_model out/demo/ctvit_findings out/demo/maskgit out/demo/superres \\
         --out gct_jax/assets/demo
 
 The numbers of steps are set so that everything together fits into 90 minutes on two CPU cores.
 """
+
+import dataclasses
 
 from data_pipelines.phantom.attributes import ATTRIBUTES, CLASSES
 from gct_jax.config import (
@@ -118,6 +122,17 @@ def ctvit() -> TrainConfig:
             dead_code_threshold=0.1,
             continuous_steps=100,
         ),
+    )
+
+
+def ctvit_findings() -> TrainConfig:
+    """CT-ViT continued with more weight on what is abnormal."""
+    first = ctvit()
+    return dataclasses.replace(
+        first,
+        optimizer=dataclasses.replace(first.optimizer, learning_rate=1.5e-3, warmup_steps=20),
+        loop=dataclasses.replace(first.loop, steps=650),
+        ctvit=dataclasses.replace(first.ctvit, continuous_steps=0, twins=True, twin_weight=8.0),
     )
 
 

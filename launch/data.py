@@ -38,7 +38,7 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
     folder = Path(data.folder) if data.folder else workdir / "data"
     make_batch = MAKERS[config.stage](config, folder, workdir, parts)
     training_cases = data.cases - data.held_out
-    rows_per_case = 2 if config.stage == "maskgit" and config.maskgit.twins else 1
+    rows_per_case = len(_sources(config))
     batch_cases, rest = divmod(loop.batch_size, rows_per_case * jax.process_count())
     if rest:
         raise ConfigError(
@@ -56,6 +56,12 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
     groups = range(training_cases, data.cases - local + 1, local)
     held_out = [make_batch(0, list(range(first, first + local))) for first in groups]
     return PhantomData(stream, held_out)
+
+
+def _sources(config: TrainConfig) -> tuple[bool, ...]:
+    """The rows that a case gives, False for the patient and True for the twin."""
+    options = {"ctvit": config.ctvit.twins, "maskgit": config.maskgit.twins}
+    return (False, True) if options.get(config.stage) else (False,)
 
 
 def _low_grid(model: ModelConfig) -> Grid:
@@ -85,8 +91,8 @@ def _volumes(config: TrainConfig, folder: Path, twins: bool = False) -> batches.
 
 
 def _ctvit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
-    volumes = _volumes(config, folder)
-    return lambda step, cases: batches.volume_batch(volumes, cases)
+    sources = [_volumes(config, folder, twins) for twins in _sources(config)]
+    return lambda step, cases: batches.volume_batch(sources, cases)
 
 
 def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
@@ -104,7 +110,7 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
         pool.prepare(folder, (name,), config.data.cases, tokens)
         return pool.Shards(folder, name), twin_description if twins else sample_description
 
-    sources = [source(twins) for twins in ((False, True) if config.maskgit.twins else (False,))]
+    sources = [source(twins) for twins in _sources(config)]
     encode_text = _text_encoding(config, workdir, parts)
     return partial(batches.token_batch, sources, encode_text, config.loop.seed)
 

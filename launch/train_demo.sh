@@ -3,10 +3,10 @@
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
-# Meant for 90 minutes and about 4 GB on two CPU cores. FOLDER (default out/demo) takes the
+# Meant for 90 minutes and about 6 GB on two CPU cores. FOLDER (default out/demo) takes the
 # rendered cases, checkpoints, metrics and sample images; stage by stage:
-#     rendering      every case at 33 x 64 x 64
-#     ctvit          the tokenizer
+#     ctvit          every case rendered at 33 x 64 x 64; the tokenizer
+#     ctvit_findings every patient with other findings; the tokenizer continued
 #     t5             vocabulary, the text encoder on reports alone
 #     maskgit        tokens of every case, MaskGIT together with its T5
 #     superres       slices at 64 x 64 and 256 x 256, U-Net
@@ -25,7 +25,9 @@ train() {
         "$@" "data.folder=$folder/pool"
 }
 train ctvit
+train ctvit_findings --from "$folder/ctvit"
 train t5
-train maskgit --from "$folder/ctvit" --from "$folder/t5"
-train superres --from "$folder/ctvit" --from "$folder/maskgit"
-python -m launch.export_model "$folder/ctvit" "$folder/maskgit" "$folder/superres" --out "$model"
+train maskgit --from "$folder/ctvit_findings" --from "$folder/t5"
+train superres --from "$folder/ctvit_findings" --from "$folder/maskgit"
+python -m launch.export_model "$folder/ctvit_findings" "$folder/maskgit" "$folder/superres" \
+    --out "$model"

@@ -61,9 +61,10 @@ def stream(
         step += 1
 
 
-def volume_batch(volumes: Arrays, cases: list[int]) -> Batch:
-    """{'volume': float32 [b, d, h, w, 1]} from a function case -> HU [d, h, w]."""
-    return {"volume": np.stack([unit_intensity(volumes(case)) for case in cases])}
+def volume_batch(sources: Sequence[Arrays], cases: list[int]) -> Batch:
+    """{'volume': float32 [b, d, h, w, 1]} from functions case -> HU [d, h, w], a row for each."""
+    rows = [unit_intensity(volumes(case)) for case in cases for volumes in sources]
+    return {"volume": np.stack(rows)}
 
 
 def token_batch(

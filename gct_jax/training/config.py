@@ -83,6 +83,8 @@ class CTViTTraining:
     `window_weight` adds a mean absolute error of the soft-tissue window, where contrast is small.
     From `discriminator_start_step` on, each `discriminator_every`-th step also updates the
     discriminator, each `penalty_every`-th of these with the gradient penalty.
+    `twins`: rows 2i and 2i + 1 of a batch are one patient with other findings; voxels in which they
+    differ count 1 + `twin_weight` times.
     A codebook entry whose smoothed usage falls below `dead_code_threshold` (a share of the mean
     usage) is replaced by a token of the batch.
     """
@@ -92,6 +94,8 @@ class CTViTTraining:
     commitment_weight: float = 1.0
     continuous_steps: int = 0
     window_weight: float = 0.0
+    twins: bool = False
+    twin_weight: float = 0.0
     perceptual_weight: float = 0.0
     vgg16: str = ""
     adversarial: bool = False
@@ -122,7 +126,7 @@ class MaskGitTraining:
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
     `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training, Q18).
     `twins`: rows 2i and 2i + 1 of a batch are one patient with two reports; they get the same mask,
-    and a token in which they differ counts 1 + `twin_weight` times.
+    and tokens in which they differ count 1 + `twin_weight` times.
     """
 
     steps: int = 0

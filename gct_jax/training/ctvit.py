@@ -7,7 +7,8 @@ With x a volume, y its reconstruction, and s one random slice of each sample:
 
 The last two terms are optional, as is the discriminator; window() keeps the soft-tissue range, in
 which organs differ by little. The codebook follows the encoder by moving averages; hardly used
-rows are replaced by tokens of the batch.
+rows are replaced by tokens of the batch. With `twins` the squared error weighs more where two
+volumes of one patient differ, i.e. where the findings are, which are small and rare.
 
 Differences from the PyTorch trainer: one update of everything per batch, with the discriminator at
 every `discriminator_every`-th (there: three generator updates, then one of the discriminator on a
@@ -29,6 +30,7 @@ from gct_jax.models.discriminator import Discriminator
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.parts import build_part, init_part
 from gct_jax.training import ctvit_losses as losses
+from gct_jax.training import twins
 from gct_jax.training.config import OptimizerConfig, TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
@@ -40,6 +42,7 @@ from gct_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 SOFT_TISSUE = (-0.125, 0.225)  # the mediastinal window in HU / 1000
+TWIN_THRESHOLD = 0.03  # in HU / 1000
 
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
@@ -125,16 +128,21 @@ def generator_loss(
     variables = {"params": params, "codebook": {"quantizer": codebook}}
     out = forward(config, variables, volume, state.step)
     reconstruction = losses.reconstruction_loss(volume, out.reconstruction)
+    weighted = reconstruction
+    if weights.twins:
+        weight = twins.difference_weight(volume, weights.twin_weight, TWIN_THRESHOLD)
+        weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
     window = window_error(volume, out.reconstruction)
     loss = (
-        weights.reconstruction_weight * reconstruction
+        weights.reconstruction_weight * weighted
         + weights.commitment_weight * commitment
         + weights.window_weight * window
     )
     usage = quantizer.codebook_usage(out.ids, codebook["embedding"].shape[0])
     metrics = {
         "reconstruction": reconstruction,
+        "weighted_reconstruction": weighted,
         "commitment": commitment,
         "window_error": window,
         "psnr": 10 * jnp.log10(4 / reconstruction),  # the range [-1, 1] squared is 4

@@ -29,6 +29,7 @@ from gct_jax.corruption import masking
 from gct_jax.models.critics import SelfCritic, TokenCritic
 from gct_jax.models.maskgit import MaskGit
 from gct_jax.parts import build_part, init_part
+from gct_jax.training import twins
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
@@ -111,7 +112,7 @@ def loss_fn(
     logits = maskgit.apply({"params": params["maskgit"]}, shown, text, text_mask)
     weight = hidden
     if config.maskgit.twins:
-        weight = hidden * (1 + config.maskgit.twin_weight * (ids != exchange_twins(ids)))
+        weight = hidden * twins.difference_weight(ids, config.maskgit.twin_weight)
     loss = masking.masked_cross_entropy(logits, ids, weight)
     right = jnp.sum((jnp.argmax(logits, -1) == ids) & hidden) / hidden.sum()
     metrics = {"cross_entropy": loss, "accuracy": right, "hidden_share": hidden.mean()}
@@ -130,11 +131,6 @@ def loss_fn(
         metrics["critic"] = critic_loss
         loss += config.maskgit.critic_weight * critic_loss
     return loss, {"loss": loss, **metrics}
-
-
-def exchange_twins(rows: jax.Array) -> jax.Array:
-    """Rows 2i and 2i + 1 of [b, ...] in each other's place."""
-    return jnp.flip(rows.reshape(-1, 2, *rows.shape[1:]), axis=1).reshape(rows.shape)
 
 
 def train_step(
@@ -163,7 +159,7 @@ def eval_step(
     the loss rises when they exchange reports: 0 if the text is not used."""
     metrics = loss_fn(state.ema, state.extra, config, batch, key, text_drop=0.0)[1]
     if config.maskgit.twins:
-        exchanged = {**batch, "text_ids": exchange_twins(batch["text_ids"])}
+        exchanged = {**batch, "text_ids": twins.exchange(batch["text_ids"])}
         wrong = loss_fn(state.ema, state.extra, config, exchanged, key, text_drop=0.0)[1]
         metrics["text_gain"] = wrong["cross_entropy"] - metrics["cross_entropy"]
     return metrics

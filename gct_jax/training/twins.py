@@ -1,0 +1,19 @@
+"""Batches in which rows 2i and 2i + 1 are twins: one patient, one image noise, other findings.
+
+Where twins differ is where their findings are, without anyone having outlined them:
+
+    w = 1 + weight [|x - twin of x| > threshold]                                            (1)
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def exchange(rows: jax.Array) -> jax.Array:
+    """Rows 2i and 2i + 1 of [b, ...] in each other's place."""
+    return jnp.flip(rows.reshape(-1, 2, *rows.shape[1:]), axis=1).reshape(rows.shape)
+
+
+def difference_weight(rows: jax.Array, weight: float, threshold: float = 0.0) -> jax.Array:
+    """Equation (1), float32 in the shape of `rows` [b, ...]."""
+    return 1 + weight * (jnp.abs(rows - exchange(rows)) > threshold).astype(jnp.float32)
