@@ -165,7 +165,7 @@ def maskgit() -> TrainConfig:
         model=model(),
         optimizer=OptimizerConfig(
             algorithm="muon",
-            learning_rate=2.5e-3,
+            learning_rate=3.5e-3,
             warmup_steps=40,
             schedule="cosine",
             final_fraction=0.02,
@@ -174,7 +174,7 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=2000,
+            steps=1900,
             batch_size=4,
             eval_every=250,
             sample_every=250,

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from data_pipelines.phantom.case import case_from_findings, sample_case
+from data_pipelines.phantom.case import (
+    case_from_findings,
+    sample_case,
+    sample_description,
+    twin_description,
+)
 from data_pipelines.phantom.findings import FINDINGS, Finding, sample_findings
 from data_pipelines.phantom.render import REACH_MM
 from data_pipelines.phantom.shapes import ellipsoid
@@ -116,3 +121,24 @@ def test_a_name_given_twice_is_refused():
     finding = Finding("Lung nodule", "left", "upper lobe")
     with pytest.raises(InputError, match="twice"):
         case_from_findings(0, 50, "male", (finding, finding))
+
+
+def test_twins_are_one_patient_with_findings_on_the_other_side():
+    moved = 0
+    for seed in range(40):
+        first, second = sample_description(seed), twin_description(seed)
+        assert (first.age, first.sex) == (second.age, second.sex)
+        before = {finding.name: finding for finding in first.findings}
+        for finding in second.findings:
+            if finding.name in before:
+                was = before[finding.name]
+                assert {was.side, finding.side} == {"left", "right"}
+                assert was.size == finding.size and was.place in (None, finding.place)
+                moved += 1
+    assert moved > 20
+    healthy = [
+        case_from_findings(7, *describe(7)[:2], ()).anatomy
+        for describe in (sample_description, twin_description)
+    ]
+    for name in healthy[0]:
+        np.testing.assert_array_equal(healthy[0][name], healthy[1][name])
