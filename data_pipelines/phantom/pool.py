@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_pipelines.phantom.case import Description, case_from_findings
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
+from gct_jax.errors import ConfigError
 
 SHARD = 256
 
@@ -54,29 +55,50 @@ def prepare(
     cases: int,
     make: Callable[[int], tuple[Any, ...]],
 ) -> None:
-    """Write the shards that are missing; make(case) returns one array per name, which JAX may
-    still be computing while the next case is sampled."""
+    """Write the shards that are missing or too short; make(case) returns one array per name, which
+    JAX may still be computing while the next case is sampled.
+
+    Raises:
+      ConfigError: the folder holds something else under these names, made by another version.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    sizes = [min(SHARD, cases - first) for first in range(0, cases, SHARD)]
     missing = [
         number
-        for number in range(-(-cases // SHARD))
-        if not all(shard_path(folder, name, number).exists() for name in names)
+        for number, size in enumerate(sizes)
+        if any(_rows(shard_path(folder, name, number)) < size for name in names)
     ]
-    work = [
-        (number, row) for number in missing for row in range(min(SHARD, cases - number * SHARD))
-    ]
+    if 0 not in missing:
+        _require_same(folder, names, make(0))
+    work = [(number, row) for number in missing for row in range(sizes[number])]
     rows: list[tuple[Any, ...]] = []
     for number, _ in tqdm(
         work, desc=f"preparing {', '.join(names)}", unit="case", disable=not work
     ):
         rows.append(make(number * SHARD + len(rows)))
-        if len(rows) == min(SHARD, cases - number * SHARD):
+        if len(rows) == sizes[number]:
             for name, arrays in zip(names, zip(*rows, strict=True), strict=True):
                 path = shard_path(folder, name, number)
                 with path.with_suffix(".tmp").open("wb") as file:
                     np.save(file, np.stack([np.asarray(array) for array in arrays]))
                 path.with_suffix(".tmp").rename(path)
             rows = []
+
+
+def _rows(path: Path) -> int:
+    return len(np.load(path, "r")) if path.exists() else 0
+
+
+def _require_same(folder: Path, names: tuple[str, ...], arrays: tuple[Any, ...]) -> None:
+    """Case 0 made anew must be the one on disk; a few values may round differently."""
+    for name, array in zip(names, arrays, strict=True):
+        stored = np.load(shard_path(folder, name, 0), "r")[0]
+        made = np.asarray(array)
+        if stored.shape != made.shape or np.mean(np.abs(made - stored.astype(int)) > 1) > 0.05:
+            raise ConfigError(
+                f"{shard_path(folder, name, 0)} does not hold what this version would make; "
+                "delete it or choose another data.folder"
+            )
 
 
 def renderer(grid: Grid, describe: Callable[[int], Description]) -> Callable[[int], jax.Array]:

@@ -5,6 +5,7 @@ import pytest
 
 from data_pipelines.phantom import batches, pool
 from data_pipelines.phantom.report_parser import parse_report
+from gct_jax.errors import ConfigError
 
 
 def test_every_case_comes_once_per_epoch_in_an_order_of_its_own():
@@ -67,11 +68,19 @@ def test_pool_resumes_and_reads_back(tmp_path, monkeypatch):
     assert made == list(range(7))
     pool.shard_path(tmp_path, "b", 1).unlink()
     pool.prepare(tmp_path, ("a", "b"), 7, make)
-    assert made[7:] == [3, 4, 5]
+    assert made[7:] == [0, 3, 4, 5]  # case 0 to see that the folder is this version's
+    pool.prepare(tmp_path, ("a", "b"), 8, make)
+    assert made[11:] == [0, 6, 7]
     a, b = pool.Shards(tmp_path, "a"), pool.Shards(tmp_path, "b")
-    for case in (0, 4, 6):
+    for case in (0, 4, 6, 7):
         np.testing.assert_array_equal(a(case), np.full((2, 2), case))
         assert b(case) == case / 2
+
+
+def test_pool_of_another_version_is_refused(tmp_path):
+    pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    with pytest.raises(ConfigError, match=r"a_00000\.npy does not hold"):
+        pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case + 9, np.int16),))
 
 
 def test_slices_of_a_batch_belong_together():
