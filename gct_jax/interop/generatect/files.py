@@ -157,7 +157,7 @@ def _recognise(tensors: State) -> tuple[str, dict[str, str]]:
 def _prefixes(tensors: State, signature: str) -> list[str]:
     found = {name.removesuffix(signature) for name in tensors if name.endswith(signature)}
     whole_names = {prefix for prefix in found if not prefix or prefix[-1] in "./"}
-    return sorted(whole_names, key=len)
+    return sorted(whole_names, key=lambda prefix: (len(prefix), prefix))
 
 
 def _unet_prefix(prefixes: list[str]) -> str:
