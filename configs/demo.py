@@ -174,7 +174,7 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=1900,
+            steps=1600,
             batch_size=4,
             eval_every=250,
             sample_every=250,
@@ -182,7 +182,9 @@ def maskgit() -> TrainConfig:
             log_every=25,
         ),
         data=DataConfig(cases=4608, held_out=32),
-        maskgit=MaskGitTraining(train_text_encoder=True, twins=True, twin_weight=2.0),
+        maskgit=MaskGitTraining(
+            train_text_encoder=True, text_encoder_rate=0.02, twins=True, twin_weight=3.0
+        ),
     )
 
 
@@ -201,7 +203,7 @@ def superres() -> TrainConfig:
             ema_decay=0.995,
         ),
         loop=LoopConfig(
-            steps=2400,
+            steps=2000,
             batch_size=2,
             eval_every=500,
             sample_every=500,

@@ -33,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--multi-host",
-        action="store_true",
-        help="one process per host; find the others through the cluster",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="one process per host; without a value the cluster says where the others are",
     )
     parser.add_argument("overrides", nargs="*", metavar="field=value")
     options = parser.parse_intermixed_args(arguments)
@@ -73,16 +75,14 @@ def run(options: argparse.Namespace) -> None:
 
     import dataclasses
 
-    import jax
-
     from gct_jax.parts import check_parts_fit
     from gct_jax.training.loop import train
     from gct_jax.training.stages import join_parts, make_stage, write_config
     from launch.data import phantom_data
     from launch.samples import SAMPLERS, sample_function
 
-    if options.multi_host:
-        jax.distributed.initialize()
+    if options.multi_host is not None:
+        connect(options.multi_host)
     parts = join_parts(config.model, options.sources)
     if config.ctvit.vgg16:
         parts.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     write_config(options.workdir, config)
     data = phantom_data(config, options.workdir, parts)
     # A sample needs all of the state in one place, which no host of several has.
-    draws = config.stage in SAMPLERS and not options.multi_host
+    draws = config.stage in SAMPLERS and options.multi_host is None
     train(
         make_stage(config),
         config.loop,
@@ -101,6 +101,27 @@ def run(options: argparse.Namespace) -> None:
         held_out=data.held_out,
         sample_images=sample_function(config, parts, data) if draws else None,
     )
+
+
+def connect(where: str) -> None:
+    """Join the other processes of the run; `where` is "HOST:PORT,COUNT,INDEX", or "" on a cluster
+    that JAX knows.
+
+    Raises:
+      ConfigError: the others cannot be found, or not from this text.
+    """
+    import jax
+
+    form = "--multi-host HOST:PORT,COUNT,INDEX"
+    try:
+        if where:
+            address, count, index = where.split(",")
+            jax.distributed.initialize(address, int(count), int(index))
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot join the other processes ({reason}); give {form}") from None
 
 
 def read_vgg16(path: Path) -> dict:

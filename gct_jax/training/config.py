@@ -124,6 +124,7 @@ class T5Training:
 class MaskGitTraining:
     """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
+    `text_encoder_rate` multiplies the text encoder's learning rate.
     `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training, Q18).
     `twins`: rows 2i and 2i + 1 of a batch are one patient with two reports; they get the same mask,
     and tokens in which they differ count 1 + `twin_weight` times.
@@ -132,6 +133,7 @@ class MaskGitTraining:
     steps: int = 0
     text_drop: float = 0.1
     train_text_encoder: bool = False
+    text_encoder_rate: float = 1.0
     gradient_shrink: float = 1.0
     twins: bool = False
     twin_weight: float = 0.0

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gct_jax.config import module_fields
 from gct_jax.corruption import masking
@@ -35,6 +36,7 @@ from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
     make_optimizer,
+    slowed,
     update_average,
 )
 from gct_jax.training.state import TrainState
@@ -49,6 +51,14 @@ def models(config: TrainConfig) -> tuple[Any, Any]:
     if config.maskgit.critic == "token":
         return maskgit, TokenCritic(**fields)
     return maskgit, SelfCritic(maskgit) if config.maskgit.critic == "self" else None
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The run's optimizer, slower for the text encoder."""
+    return optax.chain(
+        make_optimizer(config.optimizer, config.loop.steps),
+        slowed("t5", config.maskgit.text_encoder_rate),
+    )
 
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
@@ -73,7 +83,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
         key=key,
         params=params,
         ema=params,
-        opt_state={"all": make_optimizer(config.optimizer, config.loop.steps).init(params)},
+        opt_state={"all": optimizer(config).init(params)},
         extra=extra,
     )
 
@@ -141,7 +151,7 @@ def train_step(
         state.params, state.extra, config, batch, key, config.maskgit.text_drop
     )
     params, opt_state, norms = apply_gradients(
-        make_optimizer(config.optimizer, config.loop.steps),
+        optimizer(config),
         grads,
         state.opt_state["all"],
         state.params,

@@ -59,6 +59,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
+def slowed(part: str, factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the parameters under the name `part`, to follow an optimizer."""
+
+    def update(updates: Any, params: Any) -> Any:
+        return {
+            name: jax.tree.map(lambda u: factor * u, tree) if name == part else tree
+            for name, tree in updates.items()
+        }
+
+    return optax.stateless(update)
+
+
 def hidden_matrices(params: Any) -> Any:
     """Muon's matrices: kernels between hidden units. Embeddings and output layers are Adam's."""
 
