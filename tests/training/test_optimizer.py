@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gct_jax.errors import ConfigError
@@ -11,6 +12,7 @@ from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
     make_optimizer,
+    slowed,
     update_average,
 )
 
@@ -78,6 +80,15 @@ def test_muon_takes_a_convolution_as_one_matrix():
         new, _, _ = apply_gradients(optimizer, grads, optimizer.init(params), params)
         updates.append(np.asarray(new["conv"]["kernel"]).reshape(18, 5))
     np.testing.assert_allclose(updates[0], updates[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_slowed_part_moves_by_its_share():
+    config = OptimizerConfig(learning_rate=0.1, clip_norm=1e6)
+    params = {name: {"kernel": jnp.ones((2, 2))} for name in ("t5", "maskgit")}
+    optimizer = optax.chain(make_optimizer(config, 10), slowed("t5", 0.02))
+    new, _, _ = apply_gradients(optimizer, params, optimizer.init(params), params)
+    np.testing.assert_allclose(new["maskgit"]["kernel"], 1 - 0.1, rtol=1e-5)
+    np.testing.assert_allclose(new["t5"]["kernel"], 1 - 0.1 * 0.02, rtol=1e-5)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
