@@ -16,7 +16,7 @@ from scipy import ndimage
 from data_pipelines.phantom.chest_regions import SIDES, Chest, read_chest
 from data_pipelines.phantom.findings import FINDINGS
 
-FLUID_HU, SOFT_HU = (-20.0, 27.0), -150.0
+FLUID_HU, SOFT_HU, DENSE_LUNG_HU = (-20.0, 27.0), -150.0, -350.0
 LOBES_OF = {"right": (0, 1, 2), "left": (3, 4)}
 
 
@@ -171,6 +171,13 @@ def _solid(chest: Chest, side: str) -> np.ndarray:
 
 
 def _consolidation(chest: Chest, side: str) -> float:
+    """Share of dense lung, the largest of the lobes, and the extent of the largest solid region."""
+    mean, _ = chest.local
+    share = _lobe_share(chest, side, _inner_lung(chest), mean > DENSE_LUNG_HU)
+    return share + _largest_solid(chest, side) / 40
+
+
+def _largest_solid(chest: Chest, side: str) -> float:
     """Height in slices and size of the largest airless region."""
     labels, count = ndimage.label(ndimage.binary_opening(_solid(chest, side), np.ones((1, 2, 2))))
     if not count:
