@@ -72,7 +72,7 @@ def test_stages_learn_and_make_a_model_folder(folder):
     assert [entry["step"] for entry in steps if entry["discriminator"]] == list(range(6, 21, 2))
     assert [entry["step"] for entry in steps if entry["adversarial_weight"]] == list(range(5, 21))
 
-    t5 = run(folder, "t5", overrides=["optimizer.algorithm=muon"])
+    t5 = run(folder, "t5", overrides=["optimizer.algorithm=muon", "optimizer.learning_rate=0.02"])
     assert t5[-1]["eval/loss"] < 0.8 * t5[0]["loss"]
     assert not (folder / "t5" / "samples").exists()
 
