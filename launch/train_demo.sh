@@ -5,11 +5,11 @@
 #
 # Meant for 90 minutes and about 6 GB on two CPU cores. FOLDER (default out/demo) takes the
 # rendered cases, checkpoints, metrics and sample images; stage by stage:
-#     ctvit          every case rendered at 33 x 64 x 64; the tokenizer
-#     ctvit_findings every patient with other findings; the tokenizer continued
-#     t5             vocabulary, the text encoder on reports alone
-#     maskgit        tokens of every case, MaskGIT together with its T5
-#     superres       slices at 64 x 64 and 256 x 256, U-Net
+#     ctvit     every case rendered at 33 x 64 x 64, twice: with its findings and with others; the
+#               tokenizer
+#     t5        vocabulary, the text encoder on reports alone
+#     maskgit   tokens of every case, MaskGIT together with its T5
+#     superres  slices at 64 x 64 and 256 x 256, U-Net
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # glibc gives large buffers back to the kernel after each step and faults them in again in the next,
@@ -25,9 +25,8 @@ train() {
         "$@" "data.folder=$folder/pool"
 }
 train ctvit
-train ctvit_findings --from "$folder/ctvit"
 train t5
-train maskgit --from "$folder/ctvit_findings" --from "$folder/t5"
-train superres --from "$folder/ctvit_findings" --from "$folder/maskgit"
-python -m launch.export_model "$folder/ctvit_findings" "$folder/maskgit" "$folder/superres" \
+train maskgit --from "$folder/ctvit" --from "$folder/t5"
+train superres --from "$folder/ctvit" --from "$folder/maskgit"
+python -m launch.export_model "$folder/ctvit" "$folder/maskgit" "$folder/superres" \
     --out "$model"

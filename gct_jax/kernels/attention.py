@@ -4,9 +4,10 @@
     out_i        = sum_j softmax_j(logits[i, :]) v_j                                   (2)
 
 Tokens lie on a (time, height, width) grid in row-major order. The bias of equation (1) has only
-(2T-1)(2H-1)(2W-1) distinct values, so it travels as that table. Two backends compute the same:
+(2T-1)(2H-1)(2W-1) distinct values, so it travels as that table. The backends compute the same:
 
 * "dense" holds all logits at once, memory O(queries * keys);
+* "unrolled" does so with a matrix product of its own for each sample and head;
 * "chunked" walks over chunks of queries, by default one frame each, and recomputes a chunk's
   logits in the backward pass, so that memory is linear in the number of frames.
 """
@@ -24,6 +25,10 @@ from jax import lax
 # smaller one (measured forward and backward: 332 k still dense, 2.6 M chunked by a factor of 2).
 DENSE_LOGITS_LIMIT = 512 * 1024
 UNBIASED_CHUNK = 256
+# XLA's batched products on a CPU run at half the speed of single ones; few and large ones are worth
+# a program that is longer by their number.
+UNROLLED_PRODUCTS = 16
+UNROLLED_LOGITS = 32 * 1024
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["grid"])
@@ -61,7 +66,7 @@ def attention(
       null_keys: leading keys that have no bias and are never masked.
       key_mask: [batch, keys] bool, False hides a key; the null keys are not part of it.
       causal: key j is hidden from query i < j.
-      backend: "dense", "chunked" or "auto" (dense while all logits are few).
+      backend: "dense", "unrolled", "chunked" or "auto" (by device and size).
 
     Returns:
       [batch, queries, heads, dim_head] in the dtype of `v`.
@@ -75,13 +80,22 @@ def attention(
     if key_mask is not None and key_mask.shape[1] != keys:
         raise ValueError(f"key_mask has {key_mask.shape[1]} columns for {keys} keys")
     if backend == "auto":
-        backend = "dense" if queries * keys <= DENSE_LOGITS_LIMIT else "chunked"
-    if backend == "dense":
+        backend = _choose(q.shape[0] * q.shape[2], queries * keys)
+    if backend in ("dense", "unrolled"):
+        attend = _attend if backend == "dense" else _unrolled
         dense_bias = None if bias is None else bias_matrix(bias)
-        return _attend(q, k, v, scale, dense_bias, null_keys, key_mask, causal, 0)
+        return attend(q, k, v, scale, dense_bias, null_keys, key_mask, causal, 0)
     if backend == "chunked":
         return _chunked(q, k, v, scale, bias, null_keys, key_mask, causal)
-    raise ValueError(f"backend {backend!r} is not one of 'auto', 'dense', 'chunked'")
+    raise ValueError(f"backend {backend!r} is not one of 'auto', 'dense', 'unrolled', 'chunked'")
+
+
+def _choose(products: int, logits: int) -> str:
+    """Backend for this many (sample, head) pairs of so many logits each."""
+    if logits > DENSE_LOGITS_LIMIT:
+        return "chunked"
+    few_and_large = products <= UNROLLED_PRODUCTS and logits >= UNROLLED_LOGITS
+    return "unrolled" if few_and_large and jax.default_backend() == "cpu" else "dense"
 
 
 def bias_matrix(bias: RelativeBias) -> jax.Array:
@@ -99,20 +113,55 @@ def _attend(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
     )  # [batch, heads, queries, null + keys]
     if bias is not None:
         logits += jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0)))
-    visible = None
-    if key_mask is not None:
-        visible = jnp.pad(key_mask, ((0, 0), (null_keys, 0)), constant_values=True)
-        visible = visible[:, None, None, :]
-    if causal:
-        position = first_query + jnp.arange(q.shape[1])
-        past = position[:, None] >= jnp.arange(k.shape[1] - null_keys)
-        past = jnp.pad(past, ((0, 0), (null_keys, 0)), constant_values=True)
-        visible = past if visible is None else visible & past
+    visible = _visible(q.shape[1], k.shape[1], null_keys, key_mask, causal, first_query)
     if visible is not None:
         # The lowest finite value: a row without any visible key becomes uniform, not NaN.
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _visible(queries, keys, null_keys, key_mask, causal, first_query):
+    """Which keys a query sees, bool [batch or 1, 1, queries or 1, null + keys], or None: all."""
+    visible = None
+    if key_mask is not None:
+        visible = jnp.pad(key_mask, ((0, 0), (null_keys, 0)), constant_values=True)
+        visible = visible[:, None, None, :]
+    if causal:
+        position = first_query + jnp.arange(queries)
+        past = position[:, None] >= jnp.arange(keys - null_keys)
+        past = jnp.pad(past, ((0, 0), (null_keys, 0)), constant_values=True)[None, None]
+        visible = past if visible is None else visible & past
+    return visible
+
+
+def _unrolled(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+    """As `_attend`, but a matrix product for each sample and head, and normalised last: a division
+    per output instead of one per logit."""
+    batch, queries, heads, _ = q.shape
+    visible = _visible(queries, k.shape[1], null_keys, key_mask, causal, first_query)
+    if bias is not None:
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0)))
+
+    def one(sample, head):
+        logits = scale * jnp.dot(
+            q[sample, :, head], k[sample, :, head].T, preferred_element_type=jnp.float32
+        )
+        if bias is not None:
+            logits += bias[head]
+        if visible is not None:
+            seen = visible[sample % visible.shape[0], 0]
+            logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
+        highest = lax.stop_gradient(logits.max(-1, keepdims=True))
+        weights = jnp.exp(logits - highest)  # [queries, null + keys]
+        total = weights.sum(-1, keepdims=True)
+        out = jnp.dot(
+            weights.astype(v.dtype), v[sample, :, head], preferred_element_type=jnp.float32
+        )
+        return (out / total).astype(v.dtype)
+
+    rows = [jnp.stack([one(b, h) for h in range(heads)], axis=1) for b in range(batch)]
+    return jnp.stack(rows)
 
 
 def _chunked(q, k, v, scale, bias, null_keys, key_mask, causal):
