@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from gct_jax.kernels.attention import RelativeBias
+from gct_jax.kernels.bias import RelativeBias
 
 
 class PositionConvolution(nn.Module):

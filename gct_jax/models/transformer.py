@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
-from gct_jax.kernels.attention import RelativeBias, attention
+from gct_jax.kernels.attention import attention
+from gct_jax.kernels.bias import RelativeBias
 from gct_jax.models.positions import PositionConvolution
 
 COSINE_SCALE = 8.0

@@ -158,10 +158,15 @@ class SuperResTraining:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One run: which `stage` of which `model`, how long, from which data."""
+    """One run: which `stage` of which `model`, how long, from which data.
+
+    `dtype` "float32" or "bfloat16": the networks compute in it. Parameters, optimizer, averages,
+    norms, softmax, codebook and losses stay float32.
+    """
 
     stage: str
     model: ModelConfig
+    dtype: str = "float32"
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     data: DataConfig = DataConfig()
@@ -172,3 +177,4 @@ class TrainConfig:
 
     def __post_init__(self):
         require_choice("stage", self.stage, ("ctvit", "t5", "maskgit", "superres"))
+        require_choice("dtype", self.dtype, ("float32", "bfloat16"))

@@ -59,7 +59,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
     optimizers = {"ctvit": make_optimizer(config.optimizer, config.loop.steps)}
     extra = {"codebook": variables["codebook"]["quantizer"]}
     if config.ctvit.adversarial:
-        network: Any = build_part(config.model, "ctvit")
+        network: Any = build_part(config.model, "ctvit", config.dtype)
         size = config.model.volume.image_size
         images = jnp.zeros((1, size, size, network.channels))
         params["discriminator"] = discriminator(config).init(discriminator_key, images)["params"]
@@ -104,7 +104,7 @@ def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Ar
     at; through the raw latents it would outweigh the normalised commitment by their length. For
     the first `continuous_steps` the decoder sees the directions themselves.
     """
-    network: Any = build_part(config.model, "ctvit")
+    network: Any = build_part(config.model, "ctvit", config.dtype)
     if config.ctvit.commitment == "reference":
         out: CTViTOutput = network.apply(variables, volume)
         return out
@@ -124,7 +124,7 @@ def generator_loss(
 ) -> tuple[jax.Array, tuple[Metrics, CTViTOutput]]:
     """Equation (1) of CT-ViT's `params` for volumes [b, d, h, w, c] in [-1, 1]."""
     weights, codebook = config.ctvit, state.extra["codebook"]
-    network: Any = build_part(config.model, "ctvit")
+    network: Any = build_part(config.model, "ctvit", config.dtype)
     variables = {"params": params, "codebook": {"quantizer": codebook}}
     out = forward(config, variables, volume, state.step)
     reconstruction = losses.reconstruction_loss(volume, out.reconstruction)

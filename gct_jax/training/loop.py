@@ -77,18 +77,7 @@ def train(
     root_key = jax.random.key(config.seed)
     abstract = jax.eval_shape(stage.init_state, root_key, pretrained)
     shardings = state_shardings(abstract, mesh)
-    everywhere = NamedSharding(mesh, P())
-
-    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        state, metrics = stage.train_step(state, batch, jax.random.fold_in(state.key, state.step))
-        return state.replace(step=state.step + 1), metrics
-
-    train_step = jax.jit(
-        step_fn,
-        in_shardings=(shardings, None),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-    )
+    train_step = jitted_train_step(stage, shardings, mesh)
     eval_step = jax.jit(stage.eval_step, in_shardings=(shardings, None, None))
 
     with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as saved:
@@ -137,6 +126,24 @@ def train(
                 if last:
                     break
     return state
+
+
+def jitted_train_step(stage: Stage, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The compiled step (state, batch) -> (state one step later, metrics); the state is donated.
+
+    shardings: of the state, from `state_shardings`.
+    """
+
+    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        state, metrics = stage.train_step(state, batch, jax.random.fold_in(state.key, state.step))
+        return state.replace(step=state.step + 1), metrics
+
+    return jax.jit(
+        step_fn,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )
 
 
 def evaluate(

@@ -46,7 +46,7 @@ Metrics = dict[str, jax.Array]
 
 def models(config: TrainConfig) -> tuple[Any, Any]:
     """MaskGIT and the critic that the run trains with it, or None."""
-    fields = module_fields(config.model.maskgit)
+    fields = module_fields(config.model.maskgit) | {"dtype": config.dtype}
     maskgit = MaskGit(**fields, gradient_shrink=config.maskgit.gradient_shrink)
     if config.maskgit.critic == "token":
         return maskgit, TokenCritic(**fields)
@@ -104,7 +104,7 @@ def loss_fn(
     """
     ids, text_ids = batch["token_ids"], batch["text_ids"]
     maskgit, critic = models(config)
-    t5: Any = build_part(config.model, "t5")
+    t5: Any = build_part(config.model, "t5", config.dtype)
     ratio_key, subset_key, drop_key, sample_key = jax.random.split(key, 4)
 
     t5_params = params["t5"] if "t5" in params else extra["t5"]

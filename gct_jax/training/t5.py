@@ -39,7 +39,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
     """Fresh state; "t5" comes from `pretrained` where it has it."""
     t5_key, reader_key = jax.random.split(key)
     variables = pretrained["t5"] if "t5" in pretrained else init_part(config.model, "t5", t5_key)
-    t5: Any = build_part(config.model, "t5")
+    t5: Any = build_part(config.model, "t5", config.dtype)
     text, mask = jnp.zeros((1, 1, t5.dim)), jnp.ones((1, 1), bool)
     params = {
         "t5": variables["params"],
@@ -65,7 +65,7 @@ def loss_fn(
         report does not say}.
     """
     text_ids, attributes = batch["text_ids"], batch["attributes"]
-    t5: Any = build_part(config.model, "t5")
+    t5: Any = build_part(config.model, "t5", config.dtype)
     text = t5.apply({"params": params["t5"]}, text_ids)  # [b, l, e]
     logits: Any = reader(config).apply({"params": params["reader"]}, text, text_ids > 0)
     stated = attributes >= 0

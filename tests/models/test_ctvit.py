@@ -11,7 +11,7 @@ from golden_case import GoldenCase
 
 from gct_jax.config import module_fields
 from gct_jax.interop.generatect.ctvit import ctvit_from_reference, discriminator_from_reference
-from gct_jax.kernels.attention import bias_matrix
+from gct_jax.kernels.bias import bias_matrix
 from gct_jax.models.ctvit import (
     CTViT,
     nearest_slice_count,

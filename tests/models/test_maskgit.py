@@ -11,7 +11,7 @@ from golden_case import GoldenCase
 from gct_jax.config import MaskGitConfig, module_fields
 from gct_jax.corruption import masking
 from gct_jax.interop.generatect.maskgit import maskgit_from_reference
-from gct_jax.kernels.attention import bias_matrix
+from gct_jax.kernels.bias import bias_matrix
 from gct_jax.models.maskgit import MaskGit, shrink_gradient
 from gct_jax.sampling.token_decoding import with_guidance
 

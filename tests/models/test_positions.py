@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gct_jax.kernels.attention import bias_matrix
+from gct_jax.kernels.bias import bias_matrix
 from gct_jax.models.positions import ContinuousPositionBias, PositionConvolution
 
 SHAPE = (2, 4, 2, 3, 5)  # batch, time, height, width, dim

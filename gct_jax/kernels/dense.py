@@ -1,0 +1,66 @@
+"""Attention that holds all logits of a block of queries at once; arguments as in `attention`."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def attend_dense(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+    """Attention of a block of queries that starts at position `first_query`.
+
+    bias: [heads, queries, keys] or None.
+    """
+    logits = scale * jnp.einsum(
+        "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
+    )  # [batch, heads, queries, null + keys]
+    if bias is not None:
+        logits += jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0)))
+    visible = visible_keys(q.shape[1], k.shape[1], null_keys, key_mask, causal, first_query)
+    if visible is not None:
+        # The lowest finite value: a row without any visible key becomes uniform, not NaN.
+        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def visible_keys(queries, keys, null_keys, key_mask, causal, first_query):
+    """Which keys a query sees, bool [batch or 1, 1, queries or 1, null + keys], or None: all."""
+    visible = None
+    if key_mask is not None:
+        visible = jnp.pad(key_mask, ((0, 0), (null_keys, 0)), constant_values=True)
+        visible = visible[:, None, None, :]
+    if causal:
+        position = first_query + jnp.arange(queries)
+        past = position[:, None] >= jnp.arange(keys - null_keys)
+        past = jnp.pad(past, ((0, 0), (null_keys, 0)), constant_values=True)[None, None]
+        visible = past if visible is None else visible & past
+    return visible
+
+
+def attend_unrolled(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+    """As `attend_dense`, but a matrix product for each sample and head, and normalised last: one
+    division per output instead of one per logit."""
+    batch, queries, heads, _ = q.shape
+    visible = visible_keys(queries, k.shape[1], null_keys, key_mask, causal, first_query)
+    if bias is not None:
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0)))
+
+    def one(sample, head):
+        logits = scale * jnp.dot(
+            q[sample, :, head], k[sample, :, head].T, preferred_element_type=jnp.float32
+        )
+        if bias is not None:
+            logits += bias[head]
+        if visible is not None:
+            seen = visible[sample % visible.shape[0], 0]
+            logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
+        highest = lax.stop_gradient(logits.max(-1, keepdims=True))
+        weights = jnp.exp(logits - highest)  # [queries, null + keys]
+        total = weights.sum(-1, keepdims=True)
+        out = jnp.dot(
+            weights.astype(v.dtype), v[sample, :, head], preferred_element_type=jnp.float32
+        )
+        return (out / total).astype(v.dtype)
+
+    rows = [jnp.stack([one(b, h) for h in range(heads)], axis=1) for b in range(batch)]
+    return jnp.stack(rows)

@@ -1,0 +1,113 @@
+"""The programs of the published model as shapes only: what a TPU compiler needs of them.
+
+Nothing is computed and no weight exists: every array is a `jax.ShapeDtypeStruct` with the sharding
+that training and sampling would give it.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gct_jax.config import ModelConfig
+from gct_jax.models.ctvit import CTViT
+from gct_jax.models.perceptual import VGG16Features
+from gct_jax.parts import abstract_variables, build_part
+from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
+from gct_jax.sharding import BATCH, state_shardings
+from gct_jax.training.config import TrainConfig
+from gct_jax.training.loop import jitted_train_step, with_shardings
+from gct_jax.training.stages import make_stage
+
+VGG_IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+
+def train_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """One training step of a stage, state and batch laid out over the mesh."""
+    stage = make_stage(config)
+    pretrained = {}
+    if config.ctvit.perceptual_weight:
+        vgg = jax.eval_shape(VGG16Features().init, jax.random.key(0), VGG_IMAGE)
+        pretrained["vgg16"] = vgg["params"]
+    abstract = jax.eval_shape(stage.init_state, jax.random.key(0), pretrained)
+    shardings = state_shardings(abstract, mesh)
+    step = jitted_train_step(stage, shardings, mesh)
+    with jax.set_mesh(mesh):
+        return step.lower(with_shardings(abstract, shardings), _batch(config, mesh))
+
+
+def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> jax.stages.Lowered:
+    """Text embeddings of `prompts` prompts to volumes [prompts, depth, height, width, channels]:
+    MaskGIT's guided decoding and CT-ViT's decoder in one program, weights on every chip."""
+    assert model.maskgit and model.t5
+    maskgit, ctvit = (build_part(model, part, dtype) for part in ("maskgit", "ctvit"))
+    plan = DecodingPlan(
+        grid=token_grid(model),
+        mask_id=model.maskgit.num_tokens,
+        steps=model.sampling.steps,
+        temperature=model.sampling.temperature,
+    )
+
+    def sample(variables: Any, keys: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
+        apply = functools.partial(maskgit.apply, variables["maskgit"])
+        logits_fn = with_guidance(apply, text, mask, jnp.float32(model.sampling.guidance))
+        ids = decode_tokens(logits_fn, keys, plan)
+        return ctvit.apply(variables["ctvit"], ids, method=CTViT.decode)
+
+    variables = {part: abstract_variables(model, part) for part in ("maskgit", "ctvit")}
+    length = model.t5.max_length
+    inputs = {
+        "keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts)),
+        "text": jax.ShapeDtypeStruct((prompts, length, model.t5.dim), jnp.float32),
+        "mask": jax.ShapeDtypeStruct((prompts, length), jnp.bool_),
+    }
+    with jax.set_mesh(mesh):
+        return jax.jit(sample).lower(_placed(variables, mesh, P()), **_placed(inputs, mesh, BATCH))
+
+
+def token_grid(model: ModelConfig) -> tuple[int, int, int]:
+    """(time, height, width) of a volume's tokens."""
+    assert model.ctvit
+    side = model.volume.image_size // model.ctvit.patch_size
+    return 1 + (model.volume.slices - 1) // model.ctvit.temporal_patch_size, side, side
+
+
+def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the stage as `launch.train` would feed it."""
+    model, rows = config.model, config.loop.batch_size
+    assert model.t5
+    size = model.volume.image_size
+    text = jax.ShapeDtypeStruct((rows, model.t5.max_length), jnp.int32)
+    if config.stage == "ctvit":
+        shape = (rows, model.volume.slices, size, size, 1)
+        batch = {"volume": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    elif config.stage == "maskgit":
+        ids = jax.ShapeDtypeStruct((rows, *token_grid(model)), jnp.int32)
+        batch = {"token_ids": ids, "text_ids": text}
+    else:
+        assert model.diffusion
+        large = model.diffusion.image_size
+        batch = {
+            "low_res": jax.ShapeDtypeStruct((rows, size, size, 1), jnp.float32),
+            "high_res": jax.ShapeDtypeStruct((rows, large, large, 1), jnp.float32),
+            "text_ids": text,
+        }
+    return _placed(batch, mesh, BATCH)
+
+
+def _placed(tree: Any, mesh: Mesh, spec: P) -> Any:
+    """The same shapes with a sharding."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def with_rows(config: TrainConfig, rows: int, dtype: str) -> TrainConfig:
+    """The configuration with another batch size and compute type."""
+    loop = dataclasses.replace(config.loop, batch_size=rows)
+    return dataclasses.replace(config, loop=loop, dtype=dtype)
