@@ -1,0 +1,223 @@
+"""The peers' side: the same case by PyTorch packages that are installed apart (tests/peers.txt).
+
+They run as fast as they can as they are: all cores, inference mode, fused Adam, and the U-Net in
+the memory layout in which it is faster here.
+"""
+
+import importlib
+import importlib.util
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from gct_jax.config import ModelConfig, module_fields
+from launch.benchmark.cases import SIZES, Case
+from launch.benchmark.measure import best_seconds
+
+ADAM = {"lr": 3e-5, "betas": (0.9, 0.99), "eps": 1e-8, "fused": True}
+# What the packages import and this does not need: hubs of text encoders, video, augmentation.
+TEXT_STUB: dict[str, Any] = {
+    "t5_encode_text": None,
+    "get_encoded_dim": lambda name: 768,
+    "DEFAULT_T5_NAME": "",
+}
+STUBS: dict[str, dict[str, dict[str, Any]]] = {
+    "phenaki_pytorch": {"torchvision": {}, "phenaki_pytorch.t5": TEXT_STUB},
+    "imagen_pytorch": {
+        "imagen_pytorch.t5": TEXT_STUB,
+        "imagen_pytorch.imagen_video": {
+            "Unet3D": type("Unet3D", (), {}),
+            "resize_video_to": None,
+            "scale_video_time": None,
+        },
+        "torchvision": {},
+        "torchvision.transforms": {},
+        "kornia": {},
+        "kornia.augmentation": {},
+    },
+}
+
+
+def import_stubbed(package: str) -> Any:
+    """The module `<package>.<package>`, with stand-ins for what it imports and never uses here."""
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.submodule_search_locations  # the command has looked for it
+    root = types.ModuleType(package)
+    root.__path__ = list(spec.submodule_search_locations)
+    sys.modules[package] = root  # so that its __init__, which imports trainers, does not run
+    for path, content in STUBS[package].items():
+        module = types.ModuleType(path)
+        vars(module).update(content)
+        sys.modules[path] = module
+        parent, _, child = path.rpartition(".")
+        if parent in STUBS[package]:
+            setattr(sys.modules[parent], child, module)
+    return importlib.import_module(f"{package}.{package}")
+
+
+def build(model: ModelConfig, part: str) -> torch.nn.Module:
+    """The peer's network of the same architecture, with weights of its own."""
+    if part == "superres":
+        assert model.unet
+        options = module_fields(model.unet)
+        ours_alone = (
+            "cross_embed_downsample_kernel_sizes",
+            "init_cross_embed_kernel_sizes",
+            "mid_cross_attn_dim_head",
+            "mid_cross_attn_heads",
+            "layer_attns",
+        )
+        options = {name: value for name, value in options.items() if name not in ours_alone}
+        network: torch.nn.Module = import_stubbed("imagen_pytorch").Unet(
+            **options, layer_attns=False
+        )
+        return network
+    phenaki = import_stubbed("phenaki_pytorch")
+    if part == "maskgit":
+        assert model.maskgit
+        fields = module_fields(model.maskgit)
+        fields["max_seq_len"] = fields.pop("max_sequence_length")
+        fields["dim_context"] = fields.pop("context_dim")
+        network = phenaki.MaskGit(**fields)
+        return network
+    assert model.ctvit
+    fields = module_fields(model.ctvit)
+    for name in ("temporal_attention", "temporal_peg", "patch_norm"):
+        del fields[name]
+    network = phenaki.CViViT(**fields, image_size=model.volume.image_size, use_vgg_and_gan=False)
+    return network
+
+
+def load_call(
+    case: Case, model: ModelConfig, weights: Path, inputs: Path, threads: int
+) -> tuple[Callable[[], Any], float]:
+    """The case as a call without arguments, and the operations that PyTorch counts in one."""
+    torch.set_num_threads(threads)
+    network = build(model, case.part).train(case.task == "train")
+    state = load_file(weights)
+    network.load_state_dict(state, strict=True)
+    with np.load(inputs) as arrays:
+        batch = {name: _channels_first(name, value) for name, value in arrays.items()}
+    call = (_backward_call if case.task == "train" else _forward_call)(case, network, batch)
+    with FlopCounterMode(display=False) as counter:
+        call()
+    if case.part == "superres":
+        _choose_layout(network, batch, call)
+    if case.task == "train":
+        network.load_state_dict(state, strict=True)  # those calls have moved the codebook
+        optimizer = torch.optim.Adam(network.parameters(), **ADAM)  # type: ignore[arg-type]
+        call = _train_call(call, optimizer)
+    return call, float(counter.get_total_flops())
+
+
+def _channels_first(name: str, value: np.ndarray) -> torch.Tensor:
+    if name in ("volume", "x", "low_res", "target"):
+        value = np.ascontiguousarray(np.moveaxis(value, -1, 1))
+    tensor = torch.from_numpy(value)
+    return tensor.long() if name == "ids" else tensor
+
+
+def _forward(case: Case, network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    if case.task == "encode":
+        return network(batch["volume"], return_only_codebook_ids=True)
+    if case.task == "decode":
+        return network.decode_from_codebook_indices(batch["ids"])
+    if case.part == "maskgit":
+        return network(batch["ids"], context=batch["context"], text_mask=batch["context_mask"])
+    return network(
+        batch["x"],
+        batch["log_snr"],
+        lowres_cond_img=batch["low_res"],
+        lowres_noise_times=batch["low_res_log_snr"],
+        text_embeds=batch["text"],
+        text_mask=batch["text_mask"],
+    )
+
+
+def _forward_call(
+    case: Case, network: torch.nn.Module, batch: dict[str, torch.Tensor]
+) -> Callable[[], torch.Tensor]:
+    @torch.inference_mode()
+    def call() -> torch.Tensor:
+        return _forward(case, network, batch)
+
+    return call
+
+
+def _loss(case: Case, network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    if case.part == "ctvit":
+        loss: torch.Tensor = network(batch["volume"])  # without a discriminator: squared error
+        return loss
+    if case.part == "maskgit":
+        hidden = batch["hidden"]
+        shown = batch["ids"].masked_fill(hidden, network.mask_id)
+        logits = _forward(case, network, {**batch, "ids": shown})
+        return F.cross_entropy(logits[hidden.flatten(1)], batch["ids"][hidden])
+    return F.mse_loss(_forward(case, network, batch), batch["target"])
+
+
+def _backward_call(
+    case: Case, network: torch.nn.Module, batch: dict[str, torch.Tensor]
+) -> Callable[[], torch.Tensor]:
+    def call() -> torch.Tensor:
+        network.zero_grad(set_to_none=True)
+        loss = _loss(case, network, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return call
+
+
+def _train_call(
+    backward: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[[], torch.Tensor]:
+    def call() -> torch.Tensor:
+        loss = backward()
+        optimizer.step()
+        return loss
+
+    return call
+
+
+def _choose_layout(
+    network: torch.nn.Module, batch: dict[str, torch.Tensor], call: Callable[[], Any]
+) -> None:
+    """Leave the network in the faster one of PyTorch's two memory layouts of images."""
+    images = [name for name, value in batch.items() if value.ndim == 4]
+    seconds = {}
+    for layout in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
+        if layout in seconds and seconds[layout] > seconds[torch.channels_last]:
+            continue  # the last turn goes back to the first layout only if that was faster
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+        batch |= {name: batch[name].contiguous(memory_format=layout) for name in images}
+        start = time.perf_counter()
+        call()
+        seconds[layout] = time.perf_counter() - start
+
+
+def ceiling(sizes: str, threads: int, repeats: int = 5) -> dict[str, float]:
+    """As `ours.ceiling`, in float32."""
+    torch.set_num_threads(threads)
+    found = {"matmul": 0.0, "convolution": 0.0}
+    with torch.inference_mode():
+        for n in SIZES[sizes].matmul_sides:
+            a = torch.ones(n, n)
+            seconds = best_seconds(lambda x=a: x @ x, repeats)
+            found["matmul"] = max(found["matmul"], 2 * n**3 / seconds)
+        for side, channels in SIZES[sizes].convolutions:
+            for layout in (torch.contiguous_format, torch.channels_last):
+                image = torch.ones(1, channels, side, side).contiguous(memory_format=layout)
+                kernel = torch.ones(channels, channels, 3, 3).contiguous(memory_format=layout)
+                seconds = best_seconds(lambda x=image, k=kernel: F.conv2d(x, k, padding=1), repeats)
+                flops = 2 * 9 * side**2 * channels**2
+                found["convolution"] = max(found["convolution"], flops / seconds)
+    return found
