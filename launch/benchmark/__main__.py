@@ -114,6 +114,8 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
                 earlier = measured.setdefault((what, side), [])
                 if not earlier or earlier[-1]["status"] == "ok":  # a failure would come again
                     earlier.append(bench.measure(side, what, round_number))
+                    if what == CEILING:
+                        require_ok("measuring the ceiling", earlier[-1])
                 bar.update()
         bar.close()
         ceiling, device = best_ceiling(measured, options.peak_tflops)
@@ -140,7 +142,7 @@ class Bench:
         self.folder, self.options, self.limits, self.model = folder, options, limits, model
         self.cores = cores()
 
-    def job(self, side: str, cases: tuple[str, ...]) -> Job:
+    def job(self, side: str, cases: list[str]) -> Job:
         """A worker's orders."""
         options = self.options
         return Job(
@@ -153,17 +155,16 @@ class Bench:
         Raises:
           InputError: that has failed.
         """
-        job = self.job("prepare", tuple(case.name for case in cases))
+        job = self.job("prepare", [case.name for case in cases])
         answer = run_job(job, self.folder / "prepare.json", self.limits)
-        if answer["status"] != "ok":
-            raise InputError(f"preparing the benchmark: {answer['status']}: {answer['detail']}")
+        require_ok("preparing the benchmark", answer)
 
     def measure(self, side: str, what: str, round_number: int) -> dict[str, Any]:
         """One process of one side."""
         path = self.folder / f"{side}-{what}.json"
         if round_number == 0:
             self.output(side, what).unlink(missing_ok=True)
-        return run_job(self.job(side, (what,)), path, self.limits)
+        return run_job(self.job(side, [what]), path, self.limits)
 
     def output(self, side: str, what: str) -> Path:
         """Where a worker leaves its output."""
@@ -181,6 +182,12 @@ def require_peers(packages: set[str]) -> None:
         )
 
 
+def require_ok(what: str, answer: dict[str, Any]) -> None:
+    """Raise InputError unless a worker has ended well."""
+    if answer["status"] != "ok":
+        raise InputError(f"{what}: {answer['status']}: {answer['detail']}")
+
+
 def steady(case: Case, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rounds that count: `generate` compiles in its first one, of which later ones profit."""
     return rounds[1:] if case.task == "generate" and len(rounds) > 1 else rounds
@@ -189,16 +196,9 @@ def steady(case: Case, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def best_ceiling(
     measured: dict[tuple[str, str], list[dict[str, Any]]], peak_tflops: float | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The highest rate of any round and framework, and the device that ours ran on.
-
-    Raises:
-      InputError: nothing could be measured.
-    """
+    """The highest rate of any round and framework, and the device that ours ran on."""
     ours = measured[CEILING, "ours"]
     answers = [*ours, *measured.get((CEILING, "peers"), [])]
-    for answer in answers:
-        if answer["status"] != "ok":
-            raise InputError(f"measuring the ceiling: {answer['status']}: {answer['detail']}")
     rates = {k: max(a["ceiling"][k] for a in answers) for k in ("matmul", "convolution")}
     if peak_tflops is None:
         return {**rates, "source": "measured"}, ours[0]["device"]

@@ -52,8 +52,7 @@ def make_call(
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
     step = train_function(model, case, dtype)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    holder = [state]
-    variables.clear()  # `state` is given away with each step
+    holder = [state]  # whose arrays are given away with each step
 
     def call() -> Any:
         holder[0], loss = jax.block_until_ready(compiled(holder[0], batch))

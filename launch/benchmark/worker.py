@@ -34,7 +34,7 @@ class Job:
     """
 
     side: str
-    cases: tuple[str, ...]
+    cases: list[str]
     sizes: str
     folder: str
     dtype: str
@@ -64,7 +64,7 @@ def main() -> int:
 def work(job: Job, output: Path) -> dict[str, Any]:
     """The answer to a job: seconds, peak memory, operations."""
     folder = Path(job.folder)
-    if job.cases == (CEILING,):
+    if job.cases == [CEILING]:
         if job.side == "peers":
             from launch.benchmark import peers
 
@@ -72,7 +72,7 @@ def work(job: Job, output: Path) -> dict[str, Any]:
         from launch.benchmark import ours
 
         return {"ceiling": ours.ceiling(job.sizes, job.dtype), "device": ours.device()}
-    model, cases = choose(job.sizes, list(job.cases))
+    model, cases = choose(job.sizes, job.cases)
     if job.side == "prepare":
         from launch.benchmark.prepare import prepare
 
