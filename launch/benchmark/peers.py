@@ -49,6 +49,9 @@ STUBS: dict[str, dict[str, dict[str, Any]]] = {
 
 def import_stubbed(package: str) -> Any:
     """The module `<package>.<package>`, with stand-ins for what it imports and never uses here."""
+    name = f"{package}.{package}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.find_spec(package)
     assert spec and spec.submodule_search_locations  # the command has looked for it
     root = types.ModuleType(package)
@@ -61,7 +64,7 @@ def import_stubbed(package: str) -> Any:
         parent, _, child = path.rpartition(".")
         if parent in STUBS[package]:
             setattr(sys.modules[parent], child, module)
-    return importlib.import_module(f"{package}.{package}")
+    return importlib.import_module(name)
 
 
 def build(model: ModelConfig, part: str) -> torch.nn.Module:
@@ -103,8 +106,7 @@ def load_call(
     """The case as a call without arguments, and the operations that PyTorch counts in one."""
     torch.set_num_threads(threads)
     network = build(model, case.part).train(case.task == "train")
-    state = load_file(weights)
-    network.load_state_dict(state, strict=True)
+    network.load_state_dict(load_file(weights), strict=True)
     with np.load(inputs) as arrays:
         batch = {name: _channels_first(name, value) for name, value in arrays.items()}
     call = (_backward_call if case.task == "train" else _forward_call)(case, network, batch)
@@ -113,7 +115,9 @@ def load_call(
     if case.part == "superres":
         _choose_layout(network, batch, call)
     if case.task == "train":
-        network.load_state_dict(state, strict=True)  # those calls have moved the codebook
+        network.load_state_dict(
+            load_file(weights), strict=True
+        )  # those calls have moved the codebook
         optimizer = torch.optim.Adam(network.parameters(), **ADAM)  # type: ignore[arg-type]
         call = _train_call(call, optimizer)
     return call, float(counter.get_total_flops())
