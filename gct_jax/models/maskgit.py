@@ -10,6 +10,7 @@ attention reads the text. An id equal to `num_tokens` means "hidden".
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gct_jax.models.positions import ContinuousPositionBias
-from gct_jax.models.transformer import Transformer
+from gct_jax.models.transformer import KeysValues, Transformer
 
 
 class TokenEmbedding(nn.Module):
@@ -111,7 +112,7 @@ class MaskGit(nn.Module):
     def embed(
         self,
         ids: jax.Array,
-        context: jax.Array | None = None,
+        context: jax.Array | Sequence[KeysValues] | None = None,
         context_mask: jax.Array | None = None,
         token_mask: jax.Array | None = None,
     ) -> jax.Array:
@@ -123,10 +124,14 @@ class MaskGit(nn.Module):
         bias = self.position_bias((time, height, width))
         return self.transformer(x, bias, context, context_mask, token_mask)
 
+    def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:
+        """Text embeddings [batch, length, context_dim] -> each layer's keys and values of them."""
+        return self.transformer.context_keys(context)
+
     def __call__(
         self,
         ids: jax.Array,
-        context: jax.Array | None = None,
+        context: jax.Array | Sequence[KeysValues] | None = None,
         context_mask: jax.Array | None = None,
         token_mask: jax.Array | None = None,
     ) -> jax.Array:
@@ -134,7 +139,8 @@ class MaskGit(nn.Module):
 
         Args:
           ids: int32 [batch, time, height, width], hidden tokens as `num_tokens`.
-          context: text embeddings [batch, length, context_dim]. None skips cross attention
+          context: text embeddings [batch, length, context_dim], or what `context_keys` made of
+            them, which saves steps that share the text its projections. None skips cross attention
             altogether, which is another function than the null branch of guidance.
           context_mask: bool [batch, length]; None means all valid. A row of False is the null
             branch: cross attention then sees its learned null keys only.

@@ -15,9 +15,13 @@ is gated (Shazeer 2020, "GLU Variants Improve Transformer"):
     F(x) = W_out (W_value n(x) * gelu(W_gate n(x)))                                     (3)
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import lax
 
@@ -41,11 +45,21 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
 
 
-def layer_norm(name: str, dtype: jnp.dtype, use_bias: bool = True) -> nn.LayerNorm:
+def layer_norm(name: str | None, dtype: jnp.dtype, use_bias: bool = True) -> nn.LayerNorm:
     """Layer norm with a gain and, if wanted, a bias; statistics in float32."""
     return nn.LayerNorm(
         epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
     )
+
+
+class KeysValues(NamedTuple):
+    """What queries attend to: unit keys times their scale, and values, null ones in front.
+
+    Both [batch, null keys + keys, heads, dim_head], in the type of computation.
+    """
+
+    keys: jax.Array
+    values: jax.Array
 
 
 class Attention(nn.Module):
@@ -68,49 +82,43 @@ class Attention(nn.Module):
     backend: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):  # noqa: D102 (Flax hook)
+        def projection():
+            return nn.Dense(self.heads * self.dim_head, use_bias=False, dtype=self.dtype)
+
+        ones = nn.initializers.ones
+        self.norm = layer_norm(None, self.dtype, use_bias=False)
+        self.context_norm = layer_norm(None, self.dtype, use_bias=False)
+        self.query, self.key, self.value = projection(), projection(), projection()
+        self.query_scale = self.param("query_scale", ones, (self.dim_head,))
+        self.key_scale = self.param("key_scale", ones, (self.dim_head,))
+        if self.null_keys:
+            shape, normal = (self.null_keys, self.heads, self.dim_head), nn.initializers.normal(1.0)
+            self.null_key = self.param("null_key", normal, shape)
+            self.null_value = self.param("null_value", normal, shape)
+        self.out = nn.Dense(self.dim, use_bias=False, dtype=self.dtype)
+
     def __call__(
         self,
         x: jax.Array,
-        context: jax.Array | None = None,
+        context: jax.Array | KeysValues | None = None,
         *,
         bias: RelativeBias | None = None,
         key_mask: jax.Array | None = None,
     ) -> jax.Array:
         """[batch, length, dim] -> the same; cross attention if a context is given.
 
-        context: [batch, keys, any width]; key_mask: [batch, keys] bool, False hides a key.
+        context: [batch, keys, any width], or what `context_keys` made of it.
+        key_mask: [batch, keys] bool, False hides a key.
         """
-
-        def project(name, inputs):
-            dense = nn.Dense(
-                self.heads * self.dim_head, use_bias=False, dtype=self.dtype, name=name
-            )
-            return rearrange(dense(inputs), "b n (h d) -> b n h d", h=self.heads)
-
-        def gain_norm(name):
-            return layer_norm(name, self.dtype, use_bias=False)
-
-        def directions(inputs, scale):
-            return (l2_normalize(inputs) * scale).astype(self.dtype)
-
-        source = x if context is None else gain_norm("context_norm")(context)
-        query = project("query", gain_norm("norm")(x))  # [batch, length, heads, d]
-        key = project("key", source)  # [batch, keys, heads, d]
-        value = project("value", source)
-        if self.null_keys:
-            shape = (self.null_keys, self.heads, self.dim_head)
-            key, value = (
-                jnp.concatenate([jnp.broadcast_to(null, (x.shape[0], *shape)), real], axis=1)
-                for null, real in (
-                    (self.param("null_key", nn.initializers.normal(1.0), shape), key),
-                    (self.param("null_value", nn.initializers.normal(1.0), shape), value),
-                )
-            )
+        if context is None:
+            context = self._keys_values(x)
+        elif not isinstance(context, KeysValues):
+            context = self.context_keys(context)
         out = attention(
-            directions(query, self.param("query_scale", nn.initializers.ones, (self.dim_head,))),
-            directions(key, self.param("key_scale", nn.initializers.ones, (self.dim_head,))),
-            value.astype(self.dtype),
+            self._directions(self._heads(self.query(self.norm(x))), self.query_scale),
+            context.keys,
+            context.values,
             scale=COSINE_SCALE,
             bias=bias,
             null_keys=self.null_keys,
@@ -118,8 +126,25 @@ class Attention(nn.Module):
             causal=self.causal,
             backend=self.backend,
         )
-        out = rearrange(out, "b n h d -> b n (h d)")
-        return nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="out")(out)
+        return self.out(rearrange(out, "b n h d -> b n (h d)"))
+
+    def context_keys(self, context: jax.Array) -> KeysValues:
+        """Keys and values of a context [batch, keys, any width]."""
+        return self._keys_values(self.context_norm(context))
+
+    def _keys_values(self, source: jax.Array) -> KeysValues:
+        keys, values = self._heads(self.key(source)), self._heads(self.value(source))
+        if self.null_keys:
+            shape = (source.shape[0], *self.null_key.shape)
+            keys = jnp.concatenate([jnp.broadcast_to(self.null_key, shape), keys], axis=1)
+            values = jnp.concatenate([jnp.broadcast_to(self.null_value, shape), values], axis=1)
+        return KeysValues(self._directions(keys, self.key_scale), values.astype(self.dtype))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return rearrange(x, "b n (h d) -> b n h d", h=self.heads)
+
+    def _directions(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return (l2_normalize(x) * scale).astype(self.dtype)
 
 
 class FeedForward(nn.Module):
@@ -154,38 +179,34 @@ class TransformerLayer(nn.Module):
     backend: str
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):  # noqa: D102 (Flax hook)
+        def attention_layer(null_keys, causal):
+            sizes = (self.dim, self.heads, self.dim_head)
+            return Attention(*sizes, null_keys, causal, self.backend, self.dtype)
+
+        self.peg = PositionConvolution(self.dim, self.causal_peg, self.peg_layout, self.dtype)
+        self.self_attention = attention_layer(null_keys=0, causal=self.causal)
+        self.cross_attention = attention_layer(null_keys=2, causal=False)
+        self.feed_forward = FeedForward(self.dim, self.dtype)
+
     def __call__(self, x, bias, context, context_mask, token_mask):
         """[batch, time, height, width, dim] -> the same shape; arguments as in `Transformer`."""
         sizes = dict(zip("bthw", x.shape[:4], strict=True))
         fold = FOLDS[self.attend]
-        x = x + PositionConvolution(
-            self.dim, self.causal_peg, self.peg_layout, self.dtype, name="peg"
-        )(x)
+        x = x + self.peg(x)
         tokens = rearrange(x, f"b t h w d -> {fold} d")
         key_mask = None if token_mask is None else rearrange(token_mask, f"b t h w -> {fold}")
-        attended = Attention(
-            self.dim,
-            self.heads,
-            self.dim_head,
-            causal=self.causal,
-            backend=self.backend,
-            dtype=self.dtype,
-            name="self_attention",
-        )(tokens, bias=bias, key_mask=key_mask)
+        attended = self.self_attention(tokens, bias=bias, key_mask=key_mask)
         x = x + rearrange(attended, f"{fold} d -> b t h w d", **sizes)
         if context is not None:
-            attended = Attention(
-                self.dim,
-                self.heads,
-                self.dim_head,
-                null_keys=2,
-                backend=self.backend,
-                dtype=self.dtype,
-                name="cross_attention",
-            )(rearrange(x, "b t h w d -> b (t h w) d"), context, key_mask=context_mask)
+            positions = rearrange(x, "b t h w d -> b (t h w) d")
+            attended = self.cross_attention(positions, context, key_mask=context_mask)
             x = x + attended.reshape(x.shape)
-        return x + FeedForward(self.dim, self.dtype, name="feed_forward")(x)
+        return x + self.feed_forward(x)
+
+    def context_keys(self, context: jax.Array) -> KeysValues:
+        """Keys and values of the cross attention."""
+        return self.cross_attention.context_keys(context)
 
 
 class Transformer(nn.Module):
@@ -214,39 +235,13 @@ class Transformer(nn.Module):
     backend: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        bias: RelativeBias | None = None,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-        token_mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """Apply all layers and the final norm.
-
-        Args:
-          x: [batch, time, height, width, dim].
-          bias: for the self attention; its grid is one frame ("space") or all tokens ("all").
-          context: [batch, length, context_dim], or None to skip cross attention.
-          context_mask: [batch, length] bool, False hides a position (never the null keys).
-          token_mask: [batch, time, height, width] bool, False hides a token as a key.
-
-        Returns:
-          [batch, time, height, width, dim].
-
-        Raises:
-          ValueError: an option or a context that this transformer cannot use.
-        """
+    def setup(self):  # noqa: D102 (Flax hook)
         if self.attend not in FOLDS:
             raise ValueError(f"attend {self.attend!r} is not one of {', '.join(FOLDS)}")
         if self.causal and self.attend != "time":
             raise ValueError(f"causal attention is defined along time, not for {self.attend!r}")
-        width = None if context is None else context.shape[-1]
-        if width is not None and width != self.context_dim:
-            raise ValueError(f"context of width {width} for a context_dim of {self.context_dim}")
-        for i in range(self.depth):
-            x = TransformerLayer(
+        self.layers = [
+            TransformerLayer(
                 self.dim,
                 self.heads,
                 self.dim_head,
@@ -256,6 +251,57 @@ class Transformer(nn.Module):
                 self.peg_layout,
                 self.backend,
                 self.dtype,
-                name=f"layers_{i}",
-            )(x, bias, context, context_mask, token_mask)
-        return layer_norm("norm_out", self.dtype, use_bias=False)(x)
+            )
+            for _ in range(self.depth)
+        ]
+        self.norm_out = layer_norm(None, self.dtype, use_bias=False)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: RelativeBias | None = None,
+        context: jax.Array | Sequence[KeysValues] | None = None,
+        context_mask: jax.Array | None = None,
+        token_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Apply all layers and the final norm.
+
+        Args:
+          x: [batch, time, height, width, dim].
+          bias: for the self attention; its grid is one frame ("space") or all tokens ("all").
+          context: [batch, length, context_dim], or what `context_keys` made of it, or None to skip
+            cross attention.
+          context_mask: [batch, length] bool, False hides a position (never the null keys).
+          token_mask: [batch, time, height, width] bool, False hides a token as a key.
+
+        Returns:
+          [batch, time, height, width, dim].
+
+        Raises:
+          ValueError: an option or a context that this transformer cannot use.
+        """
+        contexts: Sequence[jax.Array | KeysValues | None]
+        if context is None or isinstance(context, jax.Array | np.ndarray):
+            self._check_width(context)
+            contexts = [context] * self.depth
+        else:
+            contexts = context
+        for layer, layer_context in zip(self.layers, contexts, strict=True):
+            x = layer(x, bias, layer_context, context_mask, token_mask)
+        return self.norm_out(x)
+
+    def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:
+        """Each layer's keys and values of a context [batch, length, context_dim], for calls that
+        share it.
+
+        Raises:
+          ValueError: a context of another width.
+        """
+        self._check_width(context)
+        return tuple(layer.context_keys(context) for layer in self.layers)
+
+    def _check_width(self, context: jax.Array | None) -> None:
+        if context is not None and context.shape[-1] != self.context_dim:
+            raise ValueError(
+                f"context of width {context.shape[-1]} for a context_dim of {self.context_dim}"
+            )

@@ -26,7 +26,7 @@ once with traced bounds and call it for one step after the other.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -225,8 +225,8 @@ def guided(null: jax.Array, cond: jax.Array, scale: jax.Array | float) -> jax.Ar
 
 
 def with_guidance(
-    apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    context: jax.Array,
+    apply: Callable[[jax.Array, Any, jax.Array], jax.Array],
+    context: Any,
     context_mask: jax.Array | None,
     scale: jax.Array | float,
 ) -> TokenFn:
@@ -237,14 +237,16 @@ def with_guidance(
     Args:
       apply: (ids [batch, T, height, width], context, context_mask) -> outputs [batch, T, ...], a
         MaskGIT or a critic with its weights.
-      context: text embeddings [batch, length, width]. context_mask: bool [batch, length] or None.
+      context: text embeddings [batch, length, width], or any tree of arrays [batch, ...] made of
+        them once for all steps (`MaskGit.context_keys`).
+      context_mask: bool [batch, length]; None only beside embeddings: all valid.
       scale: w of equation (3). The Python number 1 skips the null branch.
     """
     mask = jnp.ones(context.shape[:2], bool) if context_mask is None else context_mask
     if isinstance(scale, (int, float)) and scale == 1:
         return lambda ids: apply(ids, context, mask)
     # The pair of a sample stays adjacent, so that a batch spread over devices need not move.
-    pair_context = repeat(context, "b l c -> (b pair) l c", pair=2)
+    pair_context = jax.tree.map(lambda leaf: repeat(leaf, "b ... -> (b pair) ...", pair=2), context)
     pair_mask = rearrange(jnp.stack([mask, jnp.zeros_like(mask)], axis=1), "b pair l -> (b pair) l")
 
     def guided_fn(ids: jax.Array) -> jax.Array:
