@@ -222,8 +222,12 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How `generate` samples unless its options say otherwise; for `superres_solver` see
-    `gct_jax.sampling.diffusion_solvers`."""
+    """How `generate` samples unless its options say otherwise.
+
+    superres_solver: see `gct_jax.sampling.diffusion_solvers`.
+    superres_noise_depth_mm: depth over which the noise of the super-resolution turns into an
+      independent one, see `gct_jax.sampling.superres`; 0 makes it independent in each slice.
+    """
 
     steps: int = 18
     temperature: float = 0.9
@@ -231,9 +235,14 @@ class SamplingConfig:
     superres_steps: int = 25
     superres_guidance: float = 1.0
     superres_solver: str = "ancestral"
+    superres_noise_depth_mm: float = 0.0
 
     def __post_init__(self):
         require_positive(self, "steps", "superres_steps")
+        if self.superres_noise_depth_mm < 0:
+            raise ConfigError(
+                f"superres_noise_depth_mm = {self.superres_noise_depth_mm} must not be negative"
+            )
         require_choice("superres_solver", self.superres_solver, ("ancestral", "dpm++"))
 
 

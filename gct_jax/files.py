@@ -46,7 +46,8 @@ def replace_files_when_done(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder).resolve()
     existed = folder.is_dir()
-    temporary = (folder if existed else folder.parent) / f".{os.getpid()}.unfinished"
+    beside = folder if existed else folder.parent
+    temporary = beside / f".{os.getpid()}.{folder.name}.unfinished"
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         if folder.exists() and not folder.is_dir():

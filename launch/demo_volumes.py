@@ -18,14 +18,11 @@ from gct_jax.files import replace_when_done
 from gct_jax.model_folder import Model
 from gct_jax.parts import build_part
 from gct_jax.sampling.cascade import (
-    TOKEN_STAGE,
     Settings,
-    decode_volume,
     embed_text,
+    sample_low_resolution,
     super_resolve,
-    token_steps,
 )
-from gct_jax.sampling.token_decoding import DecodingPlan, initial_state
 from gct_jax.volumes.intensity import from_unit, to_unit
 
 BATCH = 8
@@ -56,43 +53,23 @@ class Generator:
         return np.stack([np.load(path)["volume_hu"] for path in paths])
 
     def _path(self, prompt: str, seed: int) -> Path:
-        identity = [self.model.sha256, self.settings._replace(seed=seed), prompt]
+        identity = [self.model.sha256, self.settings, seed, prompt]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return self.folder / f"{digest[:20]}.npz"
 
     def _sample(self, prompts: list[str], seeds: list[int]) -> np.ndarray:
-        """One batch, filled up to `BATCH` so that it compiles once."""
-        config, settings = self.model.config, self.settings
-        assert config.t5 and config.ctvit and config.maskgit and self.model.tokenizer
-        fill = BATCH - len(prompts)
-        length = config.t5.max_length
-        text_ids = self.model.tokenizer.encode_batch(prompts + prompts[-1:] * fill, length)
-        stage_keys = [
-            jax.random.fold_in(jax.random.key(seed), TOKEN_STAGE)
-            for seed in seeds + seeds[-1:] * fill
-        ]
-        side = config.volume.image_size // config.ctvit.patch_size
-        plan = DecodingPlan(
-            grid=(1 + (settings.slices - 1) // config.ctvit.temporal_patch_size, side, side),
-            mask_id=config.maskgit.num_tokens,
-            steps=settings.steps,
-            temperature=settings.temperature,
+        config, tokenizer = self.model.config, self.model.tokenizer
+        assert config.t5 and tokenizer
+        low = sample_low_resolution(
+            self.model,
+            [tokenizer.encode(prompt, config.t5.max_length).ids for prompt in prompts],
+            [jax.random.key(seed) for seed in seeds],
+            self.settings,
+            lambda *_: None,
+            {},
+            room=BATCH,
         )
-        state = token_steps(
-            self.model.variables("maskgit"),
-            initial_state(BATCH, plan),
-            0,
-            plan.steps,
-            jnp.stack(stage_keys),
-            embed_text(self.model.variables("t5"), text_ids, config=config),
-            jnp.asarray(text_ids > 0),
-            settings.guidance,
-            config=config,
-            plan=plan,
-            with_null=settings.guidance != 1,
-        )
-        volumes = decode_volume(self.model.variables("ctvit"), state.ids, config=config)
-        return _int16(volumes[: len(prompts), ..., 0])
+        return _int16(low.volumes[..., 0])
 
 
 def grids(config: ModelConfig) -> tuple[Grid, Grid]:
@@ -123,15 +100,16 @@ def rebuild(model: Model, volumes_hu: np.ndarray, title: str) -> np.ndarray:
     return np.stack([_int16(volume) for volume in rebuilt])
 
 
-def enlarge(model: Model, slices_hu: np.ndarray, prompt: str, settings: Settings) -> np.ndarray:
+def enlarge(
+    model: Model, slices_hu: np.ndarray, prompt: str, seed: int, settings: Settings
+) -> np.ndarray:
     """Super-resolve slices [n, h, w] of one case, int16 HU [n, H, W]."""
     assert model.config.t5 and model.tokenizer
     text_ids = model.tokenizer.encode_batch([prompt], model.config.t5.max_length)
     text = embed_text(model.variables("t5"), text_ids, config=model.config)
-    key = jax.random.key(settings.seed)
-    low = jnp.asarray(to_unit(slices_hu)[..., None])
-    mask = jnp.asarray(text_ids > 0)
-    return _int16(super_resolve(model, low, text, mask, key, settings, lambda *_: None)[..., 0])
+    low = to_unit(slices_hu)[None, ..., None]
+    mask, keys = jnp.asarray(text_ids > 0), [jax.random.key(seed)]
+    return _int16(super_resolve(model, low, text, mask, keys, settings)[0, ..., 0])
 
 
 def _int16(volume) -> np.ndarray:

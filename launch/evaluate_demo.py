@@ -129,7 +129,6 @@ def _settings(model: Any, options: argparse.Namespace) -> Any:
 
     defaults = model.config.sampling
     return Settings(
-        seed=0,
         slices=model.config.volume.slices,
         steps=options.steps or defaults.steps,
         temperature=defaults.temperature,
@@ -138,6 +137,7 @@ def _settings(model: Any, options: argparse.Namespace) -> Any:
         superres_steps=defaults.superres_steps,
         superres_guidance=defaults.superres_guidance,
         superres_solver=defaults.superres_solver,
+        superres_noise_depth_mm=defaults.superres_noise_depth_mm,
     )
 
 
@@ -159,7 +159,7 @@ def _superres_quality(
     true = volumes.render_cases(cases[:count], high, "phantoms, high resolution")[:, rows]
     small = rebuilt[:count, rows]
     made = [
-        volumes.enlarge(model, slices, prompt, settings._replace(seed=case.seed))
+        volumes.enlarge(model, slices, prompt, case.seed, settings)
         for slices, prompt, case in zip(small, prompts, cases, strict=False)
     ]
     plain = [measures.interpolate(slices, high.width) for slices in small]

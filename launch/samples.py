@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gct_jax.models.ctvit import CTViT
@@ -107,26 +108,24 @@ def _superres_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callabl
         text_ids = batch["text_ids"]
         text = embed_text({"params": state.extra["t5"]}, text_ids, config=config.model)
         apply = jax.tree_util.Partial(unet.apply, {"params": state.ema["superres"]})
-        rows = []
-        for i in range(len(text_ids)):
-            (large,) = super_resolve_slices(
-                apply,
-                batch["low_res"][i : i + 1],
-                text[i : i + 1],
-                text_ids[i : i + 1] > 0,
-                jax.random.key(0),
-                image_size=diffusion.image_size,
-                steps=sampling.superres_steps,
-                guidance=sampling.superres_guidance,
-                batch=1,
-                objective=diffusion.objective,
-                noise_schedule=diffusion.noise_schedule,
-                low_res_noise_schedule=diffusion.low_res_noise_schedule,
-                low_res_noise_level=diffusion.low_res_noise_level,
-            )
-            factor = diffusion.image_size // batch["low_res"].shape[1]
-            small = np.kron(batch["low_res"][i, ..., 0], np.ones((factor, factor), np.float32))
-            rows.append(np.concatenate([small, large[..., 0], batch["high_res"][i, ..., 0]], 1))
+        large = super_resolve_slices(
+            apply,
+            batch["low_res"][:, None],
+            text,
+            text_ids > 0,
+            jnp.repeat(jax.random.key(0)[None], len(text_ids)),
+            image_size=diffusion.image_size,
+            steps=sampling.superres_steps,
+            guidance=sampling.superres_guidance,
+            batch=1,
+            objective=diffusion.objective,
+            noise_schedule=diffusion.noise_schedule,
+            low_res_noise_schedule=diffusion.low_res_noise_schedule,
+            low_res_noise_level=diffusion.low_res_noise_level,
+        )[:, 0]
+        factor = diffusion.image_size // batch["low_res"].shape[1]
+        small = batch["low_res"].repeat(factor, axis=1).repeat(factor, axis=2)
+        rows = np.concatenate([small, large, batch["high_res"]], axis=2)[..., 0]
         hu = from_unit(np.concatenate(rows))
         return {name: window_to_uint8(hu, limits) for name, limits in WINDOWS_HU.items()}
 

@@ -24,6 +24,14 @@ def seed_number(text: str) -> int:
     return _whole_number(text, 0, LARGEST_SEED)
 
 
+def seed_list(text: str) -> list[int]:
+    """Different random seeds, separated by commas."""
+    seeds = [seed_number(part.strip()) for part in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"'{text}' names a seed twice")
+    return seeds
+
+
 def weight(text: str) -> float:
     """A guidance weight."""
     with contextlib.suppress(ValueError):

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gct_jax import __version__
-from gct_jax.commands.argument_types import count, seed_number, weight
+from gct_jax.commands.argument_types import count, seed_list, seed_number, weight
 from gct_jax.commands.prompt_table import Request, read_prompt_table
 from gct_jax.errors import InputError
 from gct_jax.files import replace_files_when_done
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
-    from gct_jax.sampling.cascade import Settings
+    from gct_jax.sampling.cascade import Generated, Settings
     from gct_jax.text import TokenizedText
 
 EXAMPLE = "58 years old female: Large left pleural effusion. Cardiomegaly."
@@ -44,21 +44,41 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="output folder (out)")
     parser.add_argument("--model", type=Path, help="model folder (the demo model)")
     parser.add_argument("--slices", type=count, help="number of axial slices")
-    parser.add_argument("--seed", type=seed_number, default=0, help="random seed (0)")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=seed_number, default=0, help="random seed (0)")
+    seeds.add_argument(
+        "--seeds",
+        type=seed_list,
+        metavar="A,B,C",
+        help="one volume of the prompt for each seed, in subfolders seed_A, ... of --out",
+    )
+    parser.add_argument(
+        "--batch",
+        type=count,
+        default=1,
+        metavar="N",
+        help="volumes sampled at a time (1); a volume does not depend on it",
+    )
     parser.add_argument("--guidance", type=weight, help="how strictly the text is followed; 1: off")
     parser.add_argument("--steps", type=count, help="token decoding steps")
     parser.add_argument("--sr-steps", type=count, help="diffusion steps of the super-resolution")
     parser.add_argument(
         "--no-superres", action="store_true", help="stop at the low-resolution volume"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="type of computation (auto: bfloat16 on accelerators, float32 on a CPU)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check everything, then sample one volume after the other.
+    """Check everything, then sample the volumes, `--batch` at a time.
 
     Raises:
-      GctError: bad input; nothing was written unless earlier rows of `--prompts` were finished.
+      GctError: bad input; nothing was written unless earlier batches were finished.
     """
     requests = read_requests(arguments)
 
@@ -74,10 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
     trained = model.config.volume.slices
     if settings.slices > trained:
         note(f"{settings.slices} slices are more than the {trained} the model was trained on")
-    for request, text in zip(requests, texts, strict=True):
-        if text.truncated_text:
-            note(f"the prompt is too long; not read: '{text.truncated_text}'")
-        generate_one(model, request, text, settings._replace(seed=request.seed), asked)
+    for text in dict.fromkeys(text.truncated_text for text in texts):
+        if text:
+            note(f"the prompt is too long; not read: '{text}'")
+    room = min(arguments.batch, len(requests))
+    for first in range(0, len(requests), room):
+        rows = slice(first, first + room)
+        generate_batch(model, requests[rows], texts[rows], settings, asked, room)
     return 0
 
 
@@ -94,8 +117,15 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
     """
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise InputError(f'give either a prompt, for example "{EXAMPLE}", or --prompts FILE.csv')
-    if arguments.prompt is not None:
+    if arguments.prompt is not None and arguments.seeds is None:
         return [Request(arguments.prompt, arguments.seed, arguments.out)]
+    if arguments.prompt is not None:
+        return [
+            Request(arguments.prompt, seed, arguments.out / f"seed_{seed}")
+            for seed in arguments.seeds
+        ]
+    if arguments.seeds is not None:
+        raise InputError("--seeds goes with one prompt; give --prompts FILE.csv a column seed")
     return read_prompt_table(arguments.prompts, arguments.seed, arguments.out)
 
 
@@ -105,13 +135,17 @@ def choose_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Set
     Raises:
       GctError: the model cannot make such a volume.
     """
-    from gct_jax.sampling.cascade import Settings, fitting_slices, require_generator
+    from gct_jax.sampling.cascade import (
+        Settings,
+        best_dtype,
+        fitting_slices,
+        require_generator,
+    )
 
     require_generator(model.config, superres=not arguments.no_superres)
     defaults = model.config.sampling
     asked = arguments.slices or model.config.volume.slices
     settings = Settings(
-        seed=arguments.seed,
         slices=fitting_slices(model.config, asked),
         steps=arguments.steps or defaults.steps,
         temperature=defaults.temperature,
@@ -120,6 +154,8 @@ def choose_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Set
         superres_steps=arguments.sr_steps or defaults.superres_steps,
         superres_guidance=defaults.superres_guidance,
         superres_solver=defaults.superres_solver,
+        superres_noise_depth_mm=defaults.superres_noise_depth_mm,
+        dtype=best_dtype() if arguments.dtype == "auto" else arguments.dtype,
     )
     return settings, asked
 
@@ -134,47 +170,89 @@ def encode_prompt(model: "Model", prompt: str) -> "TokenizedText":
     return model.tokenizer.encode(prompt, model.config.t5.max_length)
 
 
-def generate_one(
-    model: "Model", request: Request, text: "TokenizedText", settings: "Settings", asked: int
+def generate_batch(
+    model: "Model",
+    requests: list[Request],
+    texts: list["TokenizedText"],
+    settings: "Settings",
+    asked: int,
+    room: int,
 ) -> None:
-    """Sample one volume and write its three files, all of them or none."""
-    from gct_jax.sampling.cascade import generate_volume
+    """Sample volumes together and write the three files of each, all of them or none."""
+    import jax
+
+    from gct_jax.sampling.cascade import generate_volumes
+
+    start = time.perf_counter()
+    with contextlib.ExitStack() as unfinished:
+        # Folders first: one that cannot be written to is found out before the long part.
+        writers = []
+        for request in requests:
+            writer = unfinished.enter_context(contextlib.ExitStack())
+            folder = writer.enter_context(replace_files_when_done(request.folder))
+            writers.append((writer, folder))
+        with progress_bars() as on_progress:
+            volumes = generate_volumes(
+                model,
+                [text.ids for text in texts],
+                [request.seed for request in requests],
+                settings,
+                on_progress,
+                room=room,
+                stepwise=jax.default_backend() == "cpu",
+            )
+        sampled = time.perf_counter() - start
+        for request, text, made, (writer, folder) in zip(
+            requests, texts, volumes, writers, strict=True
+        ):
+            metadata = {
+                "prompt": request.prompt,
+                "prompt_not_read": text.truncated_text,
+                "seed": request.seed,
+                **settings._asdict(),
+                "slices_asked": asked,
+                "batch": len(requests),
+                "model": {"name": model.config.name, "sha256": model.sha256},
+                "device": device_name(),
+                "versions": versions(),
+            }
+            write_volume_files(folder, made, metadata, sampled)
+            writer.close()  # moves the files to where they belong
+            size = " x ".join(map(str, made.volume.shape))
+            spacing = " x ".join(f"{mm:.3g}" for mm in made.spacing_mm)
+            path = request.folder / "volume.nii.gz"
+            print(f"{path}: {size} voxels of {spacing} mm, seed {request.seed}")
+
+
+def write_volume_files(
+    folder: Path, made: "Generated", metadata: dict[str, Any], sampled: float
+) -> None:
+    """The three files of a volume.
+
+    metadata: what is known but of the volume itself. sampled: seconds that its batch took.
+    """
     from gct_jax.volumes.intensity import from_unit
     from gct_jax.volumes.nifti import write_volume
     from gct_jax.volumes.preview import save_preview
 
+    volume_hu = from_unit(made.volume)
     start = time.perf_counter()
-    with replace_files_when_done(request.folder) as folder:
-        with progress_bars() as on_progress:
-            made = generate_volume(model, text.ids, settings, on_progress)
-        volume_hu = from_unit(made.volume)
-        writing = time.perf_counter()
-        write_volume(folder / "volume.nii.gz", volume_hu, made.spacing_mm)
-        save_preview(folder / "preview.png", volume_hu, made.spacing_mm, request.prompt)
-        now = time.perf_counter()
-        metadata = {
-            "prompt": request.prompt,
-            "prompt_not_read": text.truncated_text,
-            **settings._asdict(),
-            "slices_asked": asked,
-            "shape": volume_hu.shape,
-            "axes": "depth (feet to head), height (front to back), width (right to left)",
-            "spacing_mm": made.spacing_mm,
-            "model": {"name": model.config.name, "sha256": model.sha256},
-            "device": device_name(),
-            "versions": versions(),
-            "seconds": {
-                **made.seconds,
-                "write": round(now - writing, 3),
-                "total": round(now - start, 3),
-            },
-        }
-        (folder / "metadata.json").write_text(
-            json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    size = " x ".join(map(str, volume_hu.shape))
-    spacing = " x ".join(f"{mm:.3g}" for mm in made.spacing_mm)
-    print(f"{request.folder / 'volume.nii.gz'}: {size} voxels of {spacing} mm, seed {request.seed}")
+    write_volume(folder / "volume.nii.gz", volume_hu, made.spacing_mm)
+    save_preview(folder / "preview.png", volume_hu, made.spacing_mm, metadata["prompt"])
+    writing = time.perf_counter() - start
+    metadata |= {
+        "shape": volume_hu.shape,
+        "axes": "depth (feet to head), height (front to back), width (right to left)",
+        "spacing_mm": made.spacing_mm,
+        "seconds": {
+            **made.seconds,
+            "write": round(writing, 3),
+            "total": round(sampled + writing, 3),
+        },
+    }
+    (folder / "metadata.json").write_text(
+        json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""The whole cascade: text ids -> T5 -> MaskGIT -> CT-ViT -> super-resolution -> volume.
+"""The whole cascade: text ids -> T5 -> MaskGIT -> CT-ViT -> super-resolution -> volumes.
 
-Every stage is a pure function of the model's variables, its inputs and a random key, compiled once
-per configuration. The loops over decoding steps and over batches of slices run on the host, so that
-progress can be shown; what they compute does not depend on that.
+Every stage is a pure function of the model's variables, its inputs and random keys, compiled once
+per configuration. The loops over decoding steps and over batches of slices can run on the host, so
+that progress can be shown; what they compute does not depend on that.
 
 The random key of a volume is key(seed); stage i draws from fold_in(key, i).
 """
@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,34 +21,36 @@ import numpy as np
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.model_folder import Model
-from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part, has_part
-from gct_jax.sampling.superres import super_resolve_slices
-from gct_jax.sampling.token_decoding import (
-    DecodingPlan,
-    DecodingState,
-    decode_range,
-    initial_state,
-    with_guidance,
+from gct_jax.sampling.programs import (
+    Program,
+    Prompts,
+    decode_volumes,
+    prepare_prompts,
+    sample_volumes,
+    token_steps,
 )
+from gct_jax.sampling.superres import super_resolve_slices
+from gct_jax.sampling.token_decoding import DecodingPlan, initial_state
 
 # Called with a stage ("tokens" or "superres"), the number of finished steps or slices, and of all.
 Progress = Callable[[str, int, int], None]
 
 TOKEN_STAGE, SUPERRES_STAGE = 0, 1
-PIXELS_PER_BATCH = 8 * 256 * 256  # of super-resolved slices: what a U-Net holds in about 1 GB
+CPU_BYTES = 2**30
+BYTES_PER_PIXEL_AND_CHANNEL = 128  # of the U-Net's activations in float32, at full resolution
 
 
 class Settings(NamedTuple):
-    """What a user chooses for one volume.
+    """What a user chooses for volumes.
 
     steps, temperature, guidance: of MaskGIT.
-    superres_steps, superres_guidance, superres_solver: of the U-Net.
+    superres_steps, superres_guidance, superres_solver, superres_noise_depth_mm: of the U-Net.
     slices: depth of the volume, a count that `fitting_slices` returns.
     superres: False stops after CT-ViT.
+    dtype: of the computation, "float32" or "bfloat16".
     """
 
-    seed: int
     slices: int
     steps: int
     temperature: float
@@ -56,14 +58,17 @@ class Settings(NamedTuple):
     superres_steps: int
     superres_guidance: float
     superres_solver: str
+    superres_noise_depth_mm: float = 0.0
     superres: bool = True
+    dtype: str = "float32"
 
 
 class Generated(NamedTuple):
     """A sampled volume.
 
     volume: float32 [depth, height, width] in [-1, 1]. spacing_mm: along the same axes.
-    token_ids: int32 [time, height, width]. seconds: wall time of each stage, compilation included.
+    token_ids: int32 [time, height, width]. seconds: wall time of each stage, compilation included,
+    for all volumes sampled with it.
     """
 
     volume: np.ndarray
@@ -107,76 +112,160 @@ def embed_text(variables: Any, text_ids: jax.Array, *, config: ModelConfig) -> j
     return build_part(config, "t5").apply(variables, text_ids)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "plan", "with_null"))
-def token_steps(
-    variables: Any,
-    state: DecodingState,
-    start: int,
-    stop: int,
-    keys: jax.Array,
-    text: jax.Array,
-    text_mask: jax.Array,
-    guidance: float,
+def generate_volumes(
+    model: Model,
+    text_ids: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    settings: Settings,
+    on_progress: Progress = lambda *_: None,
     *,
-    config: ModelConfig,
-    plan: DecodingPlan,
-    with_null: bool,
-) -> DecodingState:
-    """MaskGIT's decoding steps start .. stop-1; see `decode_range`. One executable serves all
-    bounds and guidance weights; `with_null` False leaves out the null branch (weight 1)."""
-    apply = functools.partial(build_part(config, "maskgit").apply, variables)
-    logits_fn = with_guidance(apply, text, text_mask, guidance if with_null else 1)
-    return decode_range(state, start, stop, keys, plan, logits_fn)
+    room: int = 0,
+    stepwise: bool = True,
+) -> list[Generated]:
+    """Sample a volume for each prompt and seed.
 
-
-@functools.partial(jax.jit, static_argnames="config")
-def decode_volume(variables: Any, token_ids: jax.Array, *, config: ModelConfig) -> jax.Array:
-    """Token ids [batch, t, h, w] -> volume [batch, depth, height, width, channels] in [-1, 1]."""
-    volume = build_part(config, "ctvit").apply(variables, token_ids, method=CTViT.decode)
-    return jnp.clip(volume, -1.0, 1.0)
-
-
-def generate_volume(
-    model: Model, text_ids: np.ndarray, settings: Settings, on_progress: Progress
-) -> Generated:
-    """Sample one volume. The same arguments on the same device give the same bits.
+    The same prompt, seed and settings on the same kind of device give the same token ids, and the
+    same volume, whatever else is sampled with it.
 
     Args:
-      text_ids: int32 [length] of the prompt, ending in the end token.
+      text_ids: int32 [length] of each prompt, ending in the end token.
+      seeds: one for each prompt.
       on_progress: called after every decoding step and every batch of slices.
+      room: batch size to compile for, at least the number of prompts; batches of up to this many
+        then share one program.
+      stepwise: False runs everything up to the low-resolution volume as one program, without
+        progress in between.
 
     Raises:
       ModelFolderError: the model lacks a part (see `require_generator`).
     """
     config = model.config
     require_generator(config, settings.superres)
-    assert config.t5
-    key = jax.random.key(settings.seed)
+    key_list = [jax.random.key(seed) for seed in seeds]
     seconds: dict[str, float] = {}
-
-    with _timed(seconds, "text"):
-        padded = np.zeros((1, config.t5.max_length), np.int32)
-        padded[0, : len(text_ids)] = text_ids
-        text = embed_text(model.variables("t5"), padded, config=config)
-        text_mask = jax.block_until_ready(jnp.asarray(padded > 0))
-    with _timed(seconds, "tokens"):
-        stage_key = jax.random.fold_in(key, TOKEN_STAGE)
-        token_ids = sample_tokens(model, text, text_mask, stage_key, settings, on_progress)
-    with _timed(seconds, "decode"):
-        volume = decode_volume(model.variables("ctvit"), token_ids, config=config)
-        slices = jax.block_until_ready(volume[0])
-    pixel_mm = config.volume.pixel_spacing_mm
+    low = sample_low_resolution(
+        model, text_ids, key_list, settings, on_progress, seconds, room=room, stepwise=stepwise
+    )
+    volumes, pixel_mm = low.volumes, config.volume.pixel_spacing_mm
     if settings.superres:
         with _timed(seconds, "superres"):
-            stage_key = jax.random.fold_in(key, SUPERRES_STAGE)
-            slices = super_resolve(model, slices, text, text_mask, stage_key, settings, on_progress)
-        pixel_mm *= config.volume.image_size / slices.shape[1]
-    return Generated(
-        volume=np.asarray(slices)[..., 0],
-        spacing_mm=(config.volume.slice_spacing_mm, pixel_mm, pixel_mm),
-        token_ids=np.asarray(token_ids[0]),
-        seconds=seconds,
+            volumes = super_resolve(
+                model, volumes, low.text, low.text_mask, key_list, settings, on_progress
+            )
+        pixel_mm *= config.volume.image_size / volumes.shape[2]
+    return [
+        Generated(
+            volume=volume[..., 0],
+            spacing_mm=(config.volume.slice_spacing_mm, pixel_mm, pixel_mm),
+            token_ids=token_ids,
+            seconds=seconds,
+        )
+        for volume, token_ids in zip(volumes, low.token_ids, strict=True)
+    ]
+
+
+class LowResolution(NamedTuple):
+    """What comes before the super-resolution: volumes float32 [n, depth, height, width, channels],
+    token ids int32 [n, time, height, width], text [n, length, dim], text_mask [n, length]."""
+
+    volumes: np.ndarray
+    token_ids: np.ndarray
+    text: jax.Array
+    text_mask: jax.Array
+
+
+def sample_low_resolution(
+    model: Model,
+    text_ids: Sequence[np.ndarray],
+    keys: Sequence[jax.Array],
+    settings: Settings,
+    on_progress: Progress,
+    seconds: dict[str, float],
+    *,
+    room: int = 0,
+    stepwise: bool = True,
+) -> LowResolution:
+    """T5, MaskGIT and CT-ViT; arguments as `generate_volumes`, with a typed key per volume.
+
+    Enters the wall time of its stages into `seconds`.
+    """
+    config = model.config
+    assert config.t5
+    count = len(text_ids)
+    rows = np.minimum(np.arange(max(room, count)), count - 1)
+    padded = np.zeros((count, config.t5.max_length), np.int32)
+    for row, ids in zip(padded, text_ids, strict=True):
+        row[: len(ids)] = ids
+    stage_keys = jnp.stack([jax.random.fold_in(keys[i], TOKEN_STAGE) for i in rows])
+    variables = {part: model.variables(part) for part in ("t5", "maskgit", "ctvit")}
+    program = sampling_program(config, settings)
+    steps = program.plan.steps
+    on_progress("tokens", 0, steps)
+    if stepwise:
+        prompts, token_ids, volumes = _step_by_step(
+            variables,
+            padded[rows],
+            stage_keys,
+            count,
+            settings.guidance,
+            program,
+            lambda done: on_progress("tokens", done, steps),
+            seconds,
+        )
+    else:
+        with _timed(seconds, "text to volume"):
+            prompts, token_ids, volumes = jax.block_until_ready(
+                sample_volumes(
+                    variables, padded[rows], stage_keys, count, settings.guidance, program=program
+                )
+            )
+        on_progress("tokens", steps, steps)
+    return LowResolution(
+        volumes=np.asarray(volumes)[:count],
+        token_ids=np.asarray(token_ids)[:count],
+        text=prompts.embeddings[:count],
+        text_mask=prompts.mask[:count],
     )
+
+
+def _step_by_step(
+    variables: dict[str, Any],
+    text_ids: np.ndarray,
+    keys: jax.Array,
+    count: int,
+    guidance: float,
+    program: Program,
+    on_step: Callable[[int], None],
+    seconds: dict[str, float],
+) -> tuple[Prompts, jax.Array, jax.Array]:
+    """What `sample_volumes` computes, by a loop on the host over MaskGIT's steps."""
+    with _timed(seconds, "text"):
+        prompts = jax.block_until_ready(
+            prepare_prompts(variables, text_ids, count, program=program)
+        )
+    with _timed(seconds, "tokens"):
+        state = initial_state(len(text_ids), program.plan)
+        for step in range(program.plan.steps):
+            bounds = (step, step + 1, count)
+            state = token_steps(variables, state, *bounds, keys, prompts, guidance, program=program)
+            jax.block_until_ready(state)
+            on_step(step + 1)
+    with _timed(seconds, "decode"):
+        volumes = decode_volumes(variables, state.ids, count, program=program)
+        return prompts, state.ids, jax.block_until_ready(volumes)
+
+
+def sampling_program(config: ModelConfig, settings: Settings) -> Program:
+    """What to compile for these settings."""
+    assert config.ctvit and config.maskgit
+    side = config.volume.image_size // config.ctvit.patch_size
+    plan = DecodingPlan(
+        grid=(1 + (settings.slices - 1) // config.ctvit.temporal_patch_size, side, side),
+        mask_id=config.maskgit.num_tokens,
+        steps=settings.steps,
+        temperature=settings.temperature,
+    )
+    return Program(config, plan, settings.dtype, with_null=settings.guidance != 1)
 
 
 @contextlib.contextmanager
@@ -186,87 +275,43 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 3)
 
 
-def sample_tokens(
-    model: Model,
-    text: jax.Array,
-    text_mask: jax.Array,
-    key: jax.Array,
-    settings: Settings,
-    on_progress: Progress,
-) -> jax.Array:
-    """MaskGIT's parallel decoding of one volume.
-
-    Args:
-      text: [1, length, dim]. text_mask: bool [1, length].
-      key: typed random key of the stage.
-
-    Returns:
-      int32 [1, time, height, width].
-    """
-    config = model.config
-    assert config.ctvit and config.maskgit
-    side = config.volume.image_size // config.ctvit.patch_size
-    plan = DecodingPlan(
-        grid=(1 + (settings.slices - 1) // config.ctvit.temporal_patch_size, side, side),
-        mask_id=config.maskgit.num_tokens,
-        steps=settings.steps,
-        temperature=settings.temperature,
-    )
-    state = initial_state(1, plan)
-    on_progress("tokens", 0, plan.steps)
-    for step in range(plan.steps):
-        state = token_steps(
-            model.variables("maskgit"),
-            state,
-            step,
-            step + 1,
-            key[None],
-            text,
-            text_mask,
-            settings.guidance,
-            config=config,
-            plan=plan,
-            with_null=settings.guidance != 1,
-        )
-        jax.block_until_ready(state)
-        on_progress("tokens", step + 1, plan.steps)
-    return state.ids
-
-
 def super_resolve(
     model: Model,
-    slices: jax.Array,
+    volumes: np.ndarray,
     text: jax.Array,
     text_mask: jax.Array,
-    key: jax.Array,
+    keys: Sequence[jax.Array],
     settings: Settings,
-    on_progress: Progress,
+    on_progress: Progress = lambda *_: None,
 ) -> np.ndarray:
     """Enlarge every slice.
 
     Args:
-      slices: [depth, height, width, channels] in [-1, 1].
-      text: [1, length, dim]. text_mask: bool [1, length].
-      key: typed random key of the stage.
+      volumes: [n, depth, height, width, channels] in [-1, 1].
+      text: [n, length, dim]. text_mask: bool [n, length].
+      keys: typed random key of each volume.
 
     Returns:
-      float32 [depth, size, size, channels] in [-1, 1].
+      float32 [n, depth, size, size, channels] in [-1, 1].
     """
     unet, diffusion = model.config.unet, model.config.diffusion
     assert unet and diffusion
-    depth = len(slices)
-    on_progress("superres", 0, depth)
+    depth, spacing_mm = volumes.shape[1], model.config.volume.slice_spacing_mm
+    slices = len(volumes) * depth
+    on_progress("superres", 0, slices)
     return super_resolve_slices(
-        jax.tree_util.Partial(_unet_function(model.config), model.variables("superres")),
-        slices,
+        jax.tree_util.Partial(
+            _unet_function(model.config, settings.dtype), model.variables("superres")
+        ),
+        volumes,
         text if unet.text_embed_dim else None,
         text_mask if unet.text_embed_dim else None,
-        key,
+        jnp.stack([jax.random.fold_in(key, SUPERRES_STAGE) for key in keys]),
         image_size=diffusion.image_size,
         steps=settings.superres_steps,
         guidance=settings.superres_guidance,
         solver=settings.superres_solver,
-        batch=batch_size(depth, diffusion.image_size),
+        batch=batch_size(depth, pixels_per_batch(unet.dim) // diffusion.image_size**2),
         objective=diffusion.objective,
         noise_schedule=diffusion.noise_schedule,
         low_res_noise_schedule=diffusion.low_res_noise_schedule,
@@ -275,17 +320,31 @@ def super_resolve(
             diffusion.dynamic_thresholding_percentile if diffusion.dynamic_thresholding else None
         ),
         self_cond=unet.self_cond,
-        on_batch=lambda done: on_progress("superres", done, depth),
+        noise_turn=max(1.0, settings.superres_noise_depth_mm / spacing_mm),
+        on_batch=lambda done: on_progress("superres", done, slices),
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _unet_function(config: ModelConfig) -> Callable[..., jax.Array]:
+def _unet_function(config: ModelConfig, dtype: str) -> Callable[..., jax.Array]:
     """The U-Net's `apply`, the same object for the same config, so that jit knows it again."""
-    return build_part(config, "superres").apply
+    return build_part(config, "superres", jnp.dtype(dtype)).apply
 
 
-def batch_size(depth: int, image_size: int) -> int:
-    """Slices per U-Net call: as even as possible, and at most `PIXELS_PER_BATCH`."""
-    most = max(1, PIXELS_PER_BATCH // image_size**2)
-    return math.ceil(depth / math.ceil(depth / most))
+def pixels_per_batch(dim: int) -> int:
+    """Pixels of slices that a U-Net of width `dim` holds in about 1 GB, or on an accelerator in a
+    quarter of its memory."""
+    memory = CPU_BYTES
+    if jax.default_backend() != "cpu":
+        memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 4 * CPU_BYTES) // 4
+    return memory // (BYTES_PER_PIXEL_AND_CHANNEL * dim)
+
+
+def batch_size(depth: int, most: int) -> int:
+    """Slices per U-Net call: at most `most`, at least 1, and as even as possible over `depth`."""
+    return math.ceil(depth / math.ceil(depth / max(1, most)))
+
+
+def best_dtype() -> str:
+    """Type of computation that suits the device: bfloat16 on accelerators, float32 on a CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

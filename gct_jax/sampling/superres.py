@@ -1,10 +1,21 @@
-"""Super-resolution of the slices of a volume, each one alone (GenerateCT, section 3.3).
+"""Super-resolution of the slices of volumes, each one alone (GenerateCT, section 3.3).
 
-A slice's noise depends on the key, its index and the step, so a volume comes out the same
-whatever the batch size and the number of devices.
+A slice's noise depends on the volume's key, the slice's index and the step, so a volume comes out
+the same whatever is computed beside it, the batch size and the number of devices.
+
+The reference draws independent noise for every slice, so what the network makes of its noise
+changes from slice to slice. Here noise may turn gradually with depth: with independent standard
+normal fields e_0, e_1, ..., of which each one is exactly reached after `turn` slices, slice i gets
+
+    n_i = cos(pi/2 (z - k)) e_k + sin(pi/2 (z - k)) e_(k+1),   z = i / turn,  k = floor(z)     (1)
+
+Every slice alone still sees white noise of variance one, as in training. Slices between the same
+two fields have the correlation cos(pi/2 (i - j) / turn), slices 2 turns apart none; turn = 1 is
+the reference's independent noise.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +27,9 @@ from jax import Array
 from gct_jax.corruption.diffusion import dynamic_threshold, noise_schedule, predict_x0
 from gct_jax.corruption.low_res import noised_low_res
 from gct_jax.sampling.diffusion_solvers import Denoiser, solve, time_grid
+
+# Streams of a slice's noise: in the low-resolution image, at the start, in step 0, 1, ...
+LOW_RES_STREAM, START_STREAM, FIRST_STEP_STREAM = 0, 1, 2
 
 
 def make_denoiser(
@@ -59,13 +73,31 @@ def make_denoiser(
     return denoise
 
 
-def slice_noise(key: Array, index: Array, stream: int | Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise [slices, *shape] of one stream (an int) for slice numbers [slices]."""
+def slice_noise(
+    keys: Array,
+    index: Array,
+    stream: int | Array,
+    shape: tuple[int, ...],
+    turn: float = 1.0,
+) -> Array:
+    """Standard normal noise [rows, *shape], equation (1).
 
-    def one(i: Array) -> Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), stream), shape)
+    Args:
+      keys: typed random keys [rows], one per row's volume.
+      index: slice numbers int32 [rows].
+      stream: which of the independent noises.
+      turn: slices after which the noise is an independent one, at least 1.
+    """
 
-    return jax.vmap(one)(index)
+    def field(key: Array, number: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, number), stream), shape)
+
+    if turn == 1:
+        return jax.vmap(field)(keys, index)
+    number = jnp.floor(index / turn).astype(jnp.int32)
+    angle = (index / turn - number)[:, None, None, None] * (math.pi / 2)
+    first, second = jax.vmap(field)(keys, number), jax.vmap(field)(keys, number + 1)
+    return jnp.cos(angle) * first + jnp.sin(angle) * second
 
 
 def super_resolve_slices(
@@ -73,7 +105,7 @@ def super_resolve_slices(
     low_res: np.ndarray | Array,
     text: Array | None,
     text_mask: Array | None,
-    key: Array,
+    keys: Array,
     *,
     image_size: int,
     steps: int = 25,
@@ -86,28 +118,30 @@ def super_resolve_slices(
     low_res_noise_level: float = 0.1,
     percentile: float | None = 0.95,
     self_cond: bool = False,
+    noise_turn: float = 1.0,
     sharding: jax.sharding.Sharding | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Enlarge the slices of one volume.
+    """Enlarge the slices of volumes; a batch may hold slices of several.
 
     Args:
       unet_apply: `jax.tree_util.Partial(unet.apply, variables)`; a Partial keeps the weights an
         argument of the compiled program instead of constants in it.
-      low_res: [slices, h, w, channel] in [-1, 1].
-      text, text_mask: embeddings [1, length, dim] and bool [1, length] of the volume's prompt, or
-        None for a U-Net without text.
-      key: typed random key.
+      low_res: [volumes, slices, h, w, channel] in [-1, 1].
+      text, text_mask: embeddings [volumes, length, dim] and bool [volumes, length] of the prompts,
+        or None for a U-Net without text.
+      keys: typed random keys [volumes].
       image_size: side of the output in pixels.
       steps, guidance, solver: see `diffusion_solvers` and `make_denoiser`.
       batch: slices per network call; the last batch is filled up and cut.
       objective, noise_schedule, low_res_noise_schedule, low_res_noise_level, percentile,
         self_cond: as in training, see `DiffusionConfig`.
+      noise_turn: slices after which the noise is an independent one, equation (1); at least 1.
       sharding: placement of a batch of slices on several devices, None for the default device.
       on_batch: called with the number of slices finished.
 
     Returns:
-      [slices, image_size, image_size, channel] float32 in [-1, 1].
+      [volumes, slices, image_size, image_size, channel] float32 in [-1, 1].
     """
     run = functools.partial(
         _super_resolve_batch,
@@ -121,21 +155,25 @@ def super_resolve_slices(
         low_res_level=low_res_noise_level,
         percentile=percentile,
         self_cond=self_cond,
+        noise_turn=noise_turn,
     )
     if not isinstance(unet_apply, jax.tree_util.Partial):
         unet_apply = jax.tree_util.Partial(unet_apply)
-    prompt = {"text": text, "text_mask": text_mask}
-    prompt = {name: value for name, value in prompt.items() if value is not None}
+    given = {"text": text, "text_mask": text_mask}
+    prompts = {name: value for name, value in given.items() if value is not None}
     low_res = np.asarray(low_res, np.float32)
+    volumes, depth = low_res.shape[:2]
     finished = []
-    for first in range(0, len(low_res), batch):
-        index = np.minimum(np.arange(first, first + batch), len(low_res) - 1)
-        inputs = jax.device_put((low_res[index], index), sharding)
-        count = min(batch, len(low_res) - first)
-        finished.append(np.asarray(run(unet_apply, *inputs, prompt, key))[:count])
+    for first in range(0, volumes * depth, batch):
+        rows = np.minimum(np.arange(first, first + batch), volumes * depth - 1)
+        volume, index = np.divmod(rows, depth)
+        prompt = {name: value[volume] for name, value in prompts.items()}
+        inputs = jax.device_put((low_res[volume, index], index, prompt, keys[volume]), sharding)
+        count = min(batch, volumes * depth - first)
+        finished.append(np.asarray(run(unet_apply, *inputs))[:count])
         if on_batch is not None:
             on_batch(first + count)
-    return np.concatenate(finished)
+    return np.concatenate(finished).reshape(volumes, depth, *finished[0].shape[1:])
 
 
 @functools.partial(
@@ -151,6 +189,7 @@ def super_resolve_slices(
         "low_res_level",
         "percentile",
         "self_cond",
+        "noise_turn",
     ),
 )
 def _super_resolve_batch(
@@ -158,7 +197,7 @@ def _super_resolve_batch(
     low_res: Array,
     index: Array,
     prompt: dict[str, Array],
-    key: Array,
+    keys: Array,
     *,
     image_size: int,
     steps: int,
@@ -170,19 +209,28 @@ def _super_resolve_batch(
     low_res_level: float,
     percentile: float | None,
     self_cond: bool,
+    noise_turn: float,
 ) -> Array:
-    """One batch of slices, numbered `index`, from first to last step."""
+    """One batch of slices, from first to last step; every argument but the first has their axis.
+
+    Nothing depends on the number of volumes, so one executable serves all.
+    """
     batch, *_, channels = low_res.shape
-    shape = (image_size, image_size, channels)
+    noise = functools.partial(
+        slice_noise,
+        keys,
+        index,
+        shape=(image_size, image_size, channels),
+        turn=noise_turn,
+    )
     level = jnp.full(batch, low_res_level)
     condition, condition_log_snr = noised_low_res(
-        low_res, slice_noise(key, index, 0, shape), level, low_res_schedule
+        low_res, noise(LOW_RES_STREAM), level, low_res_schedule
     )
     conditions: dict[str, Any] = {"low_res": condition, "low_res_log_snr": condition_log_snr}
-    for name, value in prompt.items():
-        conditions[name] = jnp.broadcast_to(value, (batch, *value.shape[1:]))
+    conditions |= prompt
     return solve(
-        slice_noise(key, index, 1, shape),
+        noise(START_STREAM),
         denoise=make_denoiser(
             unet_apply,
             conditions,
@@ -191,7 +239,7 @@ def _super_resolve_batch(
             percentile=percentile,
             self_cond=self_cond,
         ),
-        step_noise=lambda step: slice_noise(key, index, step + 2, shape),
+        step_noise=lambda step: noise(FIRST_STEP_STREAM + step),
         log_snrs=noise_schedule(schedule)(time_grid(steps)),
         solver=solver,
     )

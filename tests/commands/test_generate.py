@@ -16,7 +16,7 @@ from tiny_model import quick_compilation, save_tiny_model
 import gct_jax
 from gct_jax.cli import main
 from gct_jax.model_folder import load_model
-from gct_jax.sampling.cascade import Settings, generate_volume
+from gct_jax.sampling.cascade import Settings, generate_volumes
 
 PROMPT = "58 years old female: Cardiomegaly."
 
@@ -69,8 +69,8 @@ def test_volume_on_disk(made):
 def test_volume_on_disk_is_the_sampled_one(made, model):
     opened = load_model(model)
     text = opened.tokenizer.encode(PROMPT, 48)
-    settings = Settings(3, 5, 3, 0.9, 5.0, 2, 1.0, "ancestral")
-    sampled = generate_volume(opened, text.ids, settings, lambda *_: None)
+    settings = Settings(5, 3, 0.9, 5.0, 2, 1.0, "ancestral")
+    (sampled,) = generate_volumes(opened, [text.ids], [3], settings)
     # [depth to S, height to P, width to L] -> [R, A, S]
     expected = np.rint(1000 * sampled.volume.transpose(2, 1, 0)[::-1, ::-1])
     np.testing.assert_array_equal(voxels(made), expected)
@@ -82,6 +82,7 @@ def test_metadata_and_preview(made, model):
     assert found["prompt_not_read"] == ""
     assert (found["seed"], found["steps"], found["superres_steps"]) == (3, 3, 2)
     assert (found["slices_asked"], found["slices"], found["shape"]) == (5, 5, [5, 32, 32])
+    assert (found["batch"], found["dtype"], found["superres_noise_depth_mm"]) == (1, "float32", 0)
     assert found["spacing_mm"] == [9.0, 2.5, 2.5]
     assert found["model"] == {"name": "tiny", "sha256": load_model(model).sha256}
     assert {"text", "tokens", "decode", "superres", "write", "total"} == set(found["seconds"])
@@ -154,11 +155,37 @@ def test_prompt_table(model, tmp_path, made):
         encoding="utf-8",
     )
     arguments = ["generate", "--prompts", str(table), "--model", str(model), "--seed", "10"]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--batch", "8", "--out", str(tmp_path / "out")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"case a", "0002"}
     np.testing.assert_array_equal(voxels(tmp_path / "out" / "case a"), voxels(made))
     second = metadata(tmp_path / "out" / "0002")
     assert (second["prompt"], second["seed"]) == ("20 years old male: Large, left.", 11)
+
+
+def test_seeds_of_one_prompt_in_unequal_batches(model, tmp_path, made):
+    out = tmp_path / "new" / "out"
+    arguments = ["generate", PROMPT, "--model", str(model), "--seeds", "1, 3,2", "--batch", "2"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"seed_1", "seed_2", "seed_3"}
+    assert [metadata(out / f"seed_{seed}")["seed"] for seed in (1, 2, 3)] == [1, 2, 3]
+    assert [metadata(out / f"seed_{seed}")["batch"] for seed in (1, 2, 3)] == [2, 1, 2]
+    np.testing.assert_array_equal(voxels(out / "seed_3"), voxels(made))
+    assert not np.array_equal(voxels(out / "seed_1"), voxels(out / "seed_2"))
+
+
+def test_finished_batches_stay_when_a_later_one_is_interrupted(model, tmp_path, monkeypatch):
+    batches = []
+
+    def once(*arguments, **options):
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(arguments)
+        return generate_volumes(*arguments, **options)
+
+    monkeypatch.setattr("gct_jax.sampling.cascade.generate_volumes", once)
+    arguments = ["generate", PROMPT, "--model", str(model), "--seeds", "3,4,5", "--batch", "2"]
+    assert main([*arguments, "--no-superres", "--out", str(tmp_path / "out")]) == 130
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"seed_3", "seed_4"}
 
 
 def refused(capsys, arguments):
@@ -186,6 +213,12 @@ def refused(capsys, arguments):
         (["generate", "x", "--sr-steps", "1.5"], "--sr-steps: '1.5' is not"),
         (["generate", "x", "--seed", "-1"], "--seed"),
         (["generate", "x", "--seed", str(2**32)], "is not a whole number from 0 to 4294967295"),
+        (["generate", "x", "--seeds", "1,x"], "--seeds: 'x' is not a whole number"),
+        (["generate", "x", "--seeds", "1,2,1"], "'1,2,1' names a seed twice"),
+        (["generate", "x", "--seeds", "1,2", "--seed", "3"], "not allowed with"),
+        (["generate", "--prompts", "x.csv", "--seeds", "1,2"], "--seeds goes with one prompt"),
+        (["generate", "x", "--batch", "0"], "--batch: '0' is not a whole number from 1"),
+        (["generate", "x", "--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
         (["generate", "x", "--guidance", "nan"], "--guidance: 'nan' is not a number"),
         (["generate", "x", "--guidance", "1e30"], "is not a number from 0 to 1000"),
         (["generate", "x", "--model", "/no/such/model"], "no model folder /no/such/model"),
@@ -261,7 +294,7 @@ def test_interruption_leaves_nothing(made, model, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gct_jax.sampling.cascade.generate_volume", interrupted)
+    monkeypatch.setattr("gct_jax.sampling.cascade.generate_volumes", interrupted)
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     arguments = ["generate", PROMPT, "--model", str(model), "--out"]
     assert main([*arguments, str(made)]) == 130

@@ -10,22 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import quick_compilation, save_tiny_model, tiny_config
 
-from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.config import SamplingConfig
+from gct_jax.errors import ConfigError, InputError, ModelFolderError
 from gct_jax.model_folder import load_model
 from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part
 from gct_jax.sampling.cascade import (
-    PIXELS_PER_BATCH,
+    CPU_BYTES,
     Settings,
     batch_size,
+    best_dtype,
     fitting_slices,
-    generate_volume,
+    generate_volumes,
+    pixels_per_batch,
     require_generator,
 )
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
 
 SETTINGS = Settings(
-    seed=7,
     slices=5,
     steps=3,
     temperature=0.9,
@@ -33,6 +35,7 @@ SETTINGS = Settings(
     superres_steps=2,
     superres_guidance=1.0,
     superres_solver="ancestral",
+    superres_noise_depth_mm=20.0,
 )
 
 
@@ -60,8 +63,9 @@ class Recorder:
         self.calls.append((stage, done, total))
 
 
-def generate(model, text_ids, **changes):
-    return generate_volume(model, text_ids, SETTINGS._replace(**changes), Recorder())
+def generate(model, text_ids, seed=7, **changes):
+    (made,) = generate_volumes(model, [text_ids], [seed], SETTINGS._replace(**changes))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,44 @@ def test_same_seed_same_bits(model, text_ids, generated):
     assert not np.array_equal(other.token_ids, generated.token_ids)
 
 
+@pytest.fixture(scope="module")
+def mixed_batch(model, text_ids):
+    """Two prompts and two seeds, in a batch that has room for one more."""
+    other = model.tokenizer.encode("20 years old male: Large left.", 48).ids
+    return [(other, 3), (text_ids, 7), (text_ids, 8)]
+
+
+@pytest.mark.parametrize("stepwise", [True, False])
+def test_a_volume_does_not_depend_on_its_batch_or_on_being_watched(
+    model, generated, mixed_batch, stepwise
+):
+    """One program or a loop on the host, alone or in a batch that is not full: the same bits."""
+    recorder = Recorder()
+    texts, seeds = zip(*mixed_batch, strict=True)
+    made = generate_volumes(model, texts, seeds, SETTINGS, recorder, room=4, stepwise=stepwise)
+    assert len(made) == 3
+    np.testing.assert_array_equal(made[1].token_ids, generated.token_ids)
+    np.testing.assert_allclose(made[1].volume, generated.volume, rtol=0, atol=1e-5)
+    assert not np.array_equal(made[2].token_ids, made[1].token_ids)
+    assert not np.array_equal(made[0].token_ids, made[1].token_ids)
+    assert recorder.calls[-1] == ("superres", 15, 15)
+    watched = [done for stage, done, _ in recorder.calls if stage == "tokens"]
+    assert watched == ([0, 1, 2, 3] if stepwise else [0, 3])
+
+
+def test_bfloat16_computes_nearly_the_same_and_float32_is_the_cpu_default(
+    model, text_ids, generated
+):
+    """Tokens part after the first rounding that matters, so only the last stage is compared."""
+    assert best_dtype() == "float32"
+    low = generate(model, text_ids, steps=1, guidance=1.0, superres=False, dtype="bfloat16")
+    assert low.volume.dtype == np.float32
+    exact = generate(model, text_ids, steps=1, guidance=1.0, superres=False)
+    same = low.token_ids == exact.token_ids
+    assert same.mean() > 0.5
+    assert not np.array_equal(low.volume, exact.volume)
+
+
 def test_output_geometry(generated):
     assert generated.volume.shape == (5, 32, 32)
     assert generated.volume.dtype == np.float32
@@ -128,7 +170,7 @@ def test_without_guidance_weight_the_text_is_ignored(model, text_ids):
 
 def test_progress_reaches_the_end(model, text_ids):
     recorder = Recorder()
-    generate_volume(model, text_ids, SETTINGS, recorder)
+    generate_volumes(model, [text_ids], [7], SETTINGS, recorder)
     tokens = [call for call in recorder.calls if call[0] == "tokens"]
     assert tokens == [("tokens", step, 3) for step in range(4)]
     slices = [call[1] for call in recorder.calls if call[0] == "superres"]
@@ -158,9 +200,21 @@ def test_impossible_slice_counts(asked, message):
         fitting_slices(tiny_config(), asked)
 
 
-@given(st.integers(1, 300), st.sampled_from([64, 256, 512, 2048]))
-def test_batches_of_slices_are_even_and_bounded(depth, image_size):
-    batch = batch_size(depth, image_size)
-    assert batch == 1 or batch * image_size**2 <= PIXELS_PER_BATCH
+def test_depth_of_the_noise_must_not_be_negative():
+    with pytest.raises(ConfigError, match=r"superres_noise_depth_mm = -1\.0 must not be negative"):
+        SamplingConfig(superres_noise_depth_mm=-1.0)
+
+
+@given(st.integers(1, 300), st.integers(0, 400))
+def test_batches_of_slices_are_even_and_bounded(depth, most):
+    batch = batch_size(depth, most)
+    assert 1 <= batch <= max(1, most)
     batches = -(-depth // batch)
     assert batch * batches - depth < batches  # fewer idle places than batches
+
+
+@given(st.integers(8, 512))
+def test_wider_networks_take_fewer_pixels(dim):
+    assert pixels_per_batch(dim) >= pixels_per_batch(dim + 1)
+    assert pixels_per_batch(dim) * dim * 128 <= CPU_BYTES
+    assert pixels_per_batch(16) // 256**2 == 8

@@ -140,25 +140,24 @@ def blend(bias, x, log_snr, low_res, low_res_log_snr):
     )
 
 
+def blended(low_res, keys, **options):
+    """Slices [volumes, depth, 4, 4, 1] enlarged with `blend`."""
+    options = {"steps": 4, "batch": 4, "noise_turn": 1.0, **options}
+    network = Partial(blend, jnp.float32(0.1))
+    return super_resolve_slices(network, low_res, None, None, keys, image_size=8, **options)
+
+
 @pytest.mark.parametrize("solver", ["ancestral", "dpm++"])
-def test_result_depends_on_neither_batch_size_nor_devices(solver):
-    low_res = np.linspace(-1, 1, 5 * 4 * 4, dtype=np.float32).reshape(5, 4, 4, 1)
+@pytest.mark.parametrize("turn", [1.0, 2.5])
+def test_result_depends_on_neither_batch_size_nor_devices(solver, turn):
+    low_res = np.linspace(-1, 1, 5 * 4 * 4, dtype=np.float32).reshape(1, 5, 4, 4, 1)
     devices = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     split = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("data"))
     finished = []
 
     def run(**options):
-        return super_resolve_slices(
-            Partial(blend, jnp.float32(0.1)),
-            low_res,
-            None,
-            None,
-            jax.random.key(3),
-            image_size=8,
-            steps=4,
-            solver=solver,
-            **options,
-        )
+        keys = jax.random.split(jax.random.key(3), 1)
+        return blended(low_res, keys, solver=solver, noise_turn=turn, **options)[0]
 
     one_by_one = run(batch=1)
     assert one_by_one.shape == (5, 8, 8, 1)
@@ -169,14 +168,71 @@ def test_result_depends_on_neither_batch_size_nor_devices(solver):
     assert np.abs(one_by_one[0] - one_by_one[1]).max() > 0.01
 
 
-def test_noise_differs_between_slices_streams_and_keys():
-    noise = slice_noise(jax.random.key(0), jnp.arange(3), 1, (16, 16, 1))
-    other = slice_noise(jax.random.key(0), jnp.arange(3), 2, (16, 16, 1))
-    samples = np.concatenate([noise, other]).reshape(6, -1)
-    assert np.abs(np.corrcoef(samples) - np.eye(6)).max() < 0.25
-    np.testing.assert_array_equal(
-        slice_noise(jax.random.key(0), jnp.array([2]), 1, (16, 16, 1))[0], noise[2]
+def test_volumes_side_by_side_equal_each_alone():
+    """Batches of 4 straddle the volumes of 3 slices; all results are the same to the last bit."""
+    low_res = np.random.default_rng(0).uniform(-1, 1, (3, 3, 4, 4, 1)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(5), 3)
+    finished = []
+    together = blended(low_res, keys, noise_turn=2.0, on_batch=finished.append)
+    assert finished == [4, 8, 9]
+    for volume in range(3):
+        alone = blended(low_res[[volume]], keys[jnp.array([volume])], noise_turn=2.0)
+        np.testing.assert_array_equal(together[volume], alone[0])
+    swapped = blended(low_res, keys[::-1], noise_turn=2.0)
+    assert np.abs(swapped[0] - together[0]).max() > 0.01
+    np.testing.assert_array_equal(swapped[1], together[1])
+
+
+def test_each_volume_reads_its_own_prompt():
+    def repeat_text(x, log_snr, low_res, low_res_log_snr, text, text_mask):
+        return jnp.broadcast_to(
+            (text * text_mask[..., None]).sum((1, 2))[:, None, None, None], x.shape
+        )
+
+    text = jnp.array([[[0.1], [9.0]], [[0.4], [0.3]]])
+    mask = jnp.array([[True, False], [True, True]])
+    made = super_resolve_slices(
+        repeat_text,
+        np.zeros((2, 2, 2, 2, 1)),
+        text,
+        mask,
+        jax.random.split(jax.random.key(0), 2),
+        image_size=4,
+        steps=2,
+        batch=3,
+        objective="x_start",
     )
+    np.testing.assert_allclose(made[0], 0.1, atol=0.02)
+    np.testing.assert_allclose(made[1], 0.7, atol=0.02)
+
+
+def noise_of(key, numbers, stream=1, turn=1.0):
+    keys = jnp.repeat(jax.random.key(key)[None], len(numbers))
+    return np.asarray(slice_noise(keys, jnp.array(numbers), stream, (128, 128, 1), turn))
+
+
+def test_noise_differs_between_slices_streams_and_keys():
+    samples = [noise_of(0, [0, 1, 2]), noise_of(0, [0, 1, 2], 2), noise_of(1, [0, 1, 2])]
+    samples = np.concatenate(samples).reshape(9, -1)
+    assert np.abs(np.corrcoef(samples) - np.eye(9)).max() < 5 / 128
+    np.testing.assert_array_equal(noise_of(0, [2])[0], noise_of(0, [0, 1, 2])[2])
+
+
+@pytest.mark.parametrize("turn", [1.0, 2.0, 3.7])
+def test_noise_turns_with_depth_as_its_equation_says(turn):
+    """Mean 0, variance 1 and the covariances that follow from equation (1), over 16,384 pixels."""
+    numbers = np.arange(9)
+    samples = noise_of(4, list(numbers), turn=turn).reshape(9, -1).astype(np.float64)
+    weights = np.zeros((9, 11))  # [slice, field]
+    field = (numbers // turn).astype(int)
+    angle = np.pi / 2 * (numbers / turn - field)
+    weights[numbers, field], weights[numbers, field + 1] = np.cos(angle), np.sin(angle)
+    expected = weights @ weights.T
+    np.testing.assert_allclose(np.diag(expected), 1)
+    if turn == 1:
+        np.testing.assert_allclose(expected, np.eye(9), atol=1e-12)
+    assert abs(samples.mean(1)).max() < 5 / 128
+    np.testing.assert_allclose(samples @ samples.T / 128**2, expected, atol=6 / 128)
 
 
 def test_nearest_resize_repeats_or_skips_pixels():
