@@ -32,7 +32,7 @@ CHIPS = {
     "TPU v5": (459e12, 2765e9),
     "TPU v6 lite": (918e12, 1640e9),
 }
-PROGRAMS = ("train ctvit", "train maskgit", "train superres", "sample")
+PROGRAMS = ("train ctvit", "train maskgit", "train superres", "sample", "superres")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,6 +81,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         lowered[f"train {stage}"] = functools.partial(programs.train_step, config, mesh)
     lowered["sample"] = functools.partial(
         programs.sample_volumes, base.model(), mesh, options.rows, options.dtype
+    )
+    lowered["superres"] = functools.partial(
+        programs.super_resolve, base.model(), mesh, options.slice_rows, options.dtype
     )
     kind = mesh.devices.flat[0].device_kind
     rows = []
@@ -158,8 +161,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['rows']['volumes']} volumes or {results['rows']['slices']} slices. All figures "
         "are the compiler's, for one chip; nothing was run. Predicted: the compiler's own estimate "
         "of the seconds, given only where it has one for every operation; floor: FLOPs and bytes "
-        "over the chip's data sheet. Loops are counted once by the compiler: the floor of `sample` "
-        "is that of one decoding step.",
+        "over the chip's data sheet. The compiler counts the body of a loop once: the figures of "
+        "`sample` and `superres` are those of one step.",
         "",
         "| program | GB in all | arguments | temporary | TFLOP | GB moved | floor, ms "
         "| predicted, ms | collectives |",

@@ -17,6 +17,7 @@ from gct_jax.config import ModelConfig
 from gct_jax.models.ctvit import CTViT
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.parts import abstract_variables, build_part
+from gct_jax.sampling.superres import super_resolve_batch
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
 from gct_jax.sharding import BATCH, state_shardings
 from gct_jax.training.config import TrainConfig
@@ -67,6 +68,44 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
     }
     with jax.set_mesh(mesh):
         return jax.jit(sample).lower(_placed(variables, mesh, P()), **_placed(inputs, mesh, BATCH))
+
+
+def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> jax.stages.Lowered:
+    """A batch of slices from noise to image, every step, weights on every chip."""
+    assert model.t5 and model.unet and model.diffusion
+    apply = build_part(model, "superres", dtype).apply
+    diffusion, size = model.diffusion, model.volume.image_size
+    length = model.t5.max_length
+    rows = {
+        "low_res": jax.ShapeDtypeStruct((slices, size, size, model.unet.channels), jnp.float32),
+        "index": jax.ShapeDtypeStruct((slices,), jnp.int32),
+        "prompt": {
+            "text": jax.ShapeDtypeStruct((slices, length, model.t5.dim), jnp.float32),
+            "text_mask": jax.ShapeDtypeStruct((slices, length), jnp.bool_),
+        },
+        "keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), slices)),
+    }
+
+    def run(variables: Any, rows: dict[str, Any]) -> jax.Array:
+        return super_resolve_batch(
+            jax.tree_util.Partial(apply, variables),
+            **rows,
+            image_size=diffusion.image_size,
+            steps=model.sampling.superres_steps,
+            guidance=model.sampling.superres_guidance,
+            solver=model.sampling.superres_solver,
+            objective=diffusion.objective,
+            schedule=diffusion.noise_schedule,
+            low_res_schedule=diffusion.low_res_noise_schedule,
+            low_res_level=diffusion.low_res_noise_level,
+            percentile=diffusion.dynamic_thresholding_percentile,
+            self_cond=model.unet.self_cond,
+            noise_turn=1.0,
+        )
+
+    variables = abstract_variables(model, "superres")
+    with jax.set_mesh(mesh):
+        return jax.jit(run).lower(_placed(variables, mesh, P()), _placed(rows, mesh, BATCH))
 
 
 def token_grid(model: ModelConfig) -> tuple[int, int, int]:

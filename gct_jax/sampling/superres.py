@@ -144,7 +144,7 @@ def super_resolve_slices(
       [volumes, slices, image_size, image_size, channel] float32 in [-1, 1].
     """
     run = functools.partial(
-        _super_resolve_batch,
+        super_resolve_batch,
         image_size=image_size,
         steps=steps,
         guidance=guidance,
@@ -192,7 +192,7 @@ def super_resolve_slices(
         "noise_turn",
     ),
 )
-def _super_resolve_batch(
+def super_resolve_batch(
     unet_apply: Callable[..., Array],
     low_res: Array,
     index: Array,
