@@ -74,10 +74,10 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
     """A batch of slices from noise to image, every step, weights on every chip."""
     assert model.t5 and model.unet and model.diffusion
     apply = build_part(model, "superres", dtype).apply
-    diffusion, size = model.diffusion, model.volume.image_size
+    diffusion, unet, size = model.diffusion, model.unet, model.volume.image_size
     length = model.t5.max_length
     rows = {
-        "low_res": jax.ShapeDtypeStruct((slices, size, size, model.unet.channels), jnp.float32),
+        "low_res": jax.ShapeDtypeStruct((slices, size, size, unet.channels), jnp.float32),
         "index": jax.ShapeDtypeStruct((slices,), jnp.int32),
         "prompt": {
             "text": jax.ShapeDtypeStruct((slices, length, model.t5.dim), jnp.float32),
@@ -99,7 +99,7 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
             low_res_schedule=diffusion.low_res_noise_schedule,
             low_res_level=diffusion.low_res_noise_level,
             percentile=diffusion.dynamic_thresholding_percentile,
-            self_cond=model.unet.self_cond,
+            self_cond=unet.self_cond,
             noise_turn=1.0,
         )
 
