@@ -82,7 +82,13 @@ def model() -> ModelConfig:
             init_cross_embed_kernel_sizes=(3, 7),
         ),
         diffusion=DiffusionConfig(image_size=256),
-        sampling=SamplingConfig(steps=18, guidance=5.0, superres_steps=8, superres_solver="dpm++"),
+        sampling=SamplingConfig(
+            steps=18,
+            temperature=3.0,
+            guidance=3.0,
+            superres_steps=8,
+            superres_solver="dpm++",
+        ),
     )
 
 
