@@ -47,7 +47,7 @@ def make_call(
     """A call without arguments that waits for its result. A training step goes on from the last."""
     if case.task != "train":
         forward = jax.jit(forward_function(model, case, dtype)).lower(variables, batch).compile()
-        return lambda: jax.block_until_ready(forward(variables, batch))
+        return finished(forward, variables, batch)
     optimizer = optax.adam(**ADAM)
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
     step = train_function(model, case, dtype)
@@ -59,6 +59,11 @@ def make_call(
         return loss
 
     return call
+
+
+def finished(program: Callable, *arguments: Any) -> Callable[[], Any]:
+    """A call of `program` that waits for its result."""
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 def network(model: ModelConfig, case: Case, dtype: Any, backend: str) -> Any:
@@ -142,7 +147,7 @@ def ceiling(sizes: str, dtype: str, repeats: int = 5) -> dict[str, float]:
     for n in SIZES[sizes].matmul_sides:
         a = jnp.ones((n, n), dtype)
         product = jax.jit(jnp.matmul).lower(a, a).compile()
-        seconds = best_seconds(lambda f=product, x=a: jax.block_until_ready(f(x, x)), repeats)
+        seconds = best_seconds(finished(product, a, a), repeats)
         found["matmul"] = max(found["matmul"], 2 * n**3 / seconds)
     for side, channels in SIZES[sizes].convolutions:
         image = jnp.ones((1, side, side, channels), dtype)
@@ -153,9 +158,7 @@ def ceiling(sizes: str, dtype: str, repeats: int = 5) -> dict[str, float]:
             )
         )
         program = filtered.lower(image, kernel).compile()
-        seconds = best_seconds(
-            lambda f=program, x=image, k=kernel: jax.block_until_ready(f(x, k)), repeats
-        )
+        seconds = best_seconds(finished(program, image, kernel), repeats)
         flops = 2 * 9 * side**2 * channels**2
         found["convolution"] = max(found["convolution"], flops / seconds)
     return found

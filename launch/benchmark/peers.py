@@ -4,6 +4,7 @@ They run as fast as they can as they are: all cores, inference mode, fused Adam,
 the memory layout in which it is faster here.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -197,7 +198,7 @@ def _choose_layout(
 ) -> None:
     """Leave the network in the faster one of PyTorch's two memory layouts of images."""
     images = [name for name, value in batch.items() if value.ndim == 4]
-    seconds = {}
+    seconds: dict[torch.memory_format, float] = {}
     for layout in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
         if layout in seconds and seconds[layout] > seconds[torch.channels_last]:
             continue  # the last turn goes back to the first layout only if that was faster
@@ -215,13 +216,14 @@ def ceiling(sizes: str, threads: int, repeats: int = 5) -> dict[str, float]:
     with torch.inference_mode():
         for n in SIZES[sizes].matmul_sides:
             a = torch.ones(n, n)
-            seconds = best_seconds(lambda x=a: x @ x, repeats)
+            seconds = best_seconds(functools.partial(torch.matmul, a, a), repeats)
             found["matmul"] = max(found["matmul"], 2 * n**3 / seconds)
         for side, channels in SIZES[sizes].convolutions:
             for layout in (torch.contiguous_format, torch.channels_last):
                 image = torch.ones(1, channels, side, side).contiguous(memory_format=layout)
                 kernel = torch.ones(channels, channels, 3, 3).contiguous(memory_format=layout)
-                seconds = best_seconds(lambda x=image, k=kernel: F.conv2d(x, k, padding=1), repeats)
+                convolve = functools.partial(F.conv2d, image, kernel, padding=1)
+                seconds = best_seconds(convolve, repeats)
                 flops = 2 * 9 * side**2 * channels**2
                 found["convolution"] = max(found["convolution"], flops / seconds)
     return found

@@ -16,7 +16,8 @@ NOT_MEASURED = "-"
 def side_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One side's numbers over its rounds, or why there are none.
 
-    Peak memory is the highest of all rounds: the process's, and the accelerator's where it says.
+    Peak memory is the highest of all rounds: the process's, compilation included and (running)
+    without, and the accelerator's where it says.
     """
     bad = [answer for answer in rounds if answer["status"] != "ok"]
     if bad:
@@ -31,9 +32,12 @@ def side_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "median_seconds": statistics.median(seconds),
         "peak_mb": max(answer["peak_bytes"] for answer in rounds) / MEGABYTE,
     }
-    on_device = [(answer.get("device") or {}).get("peak_device_bytes") for answer in rounds]
+    on_device = [answer.get("device", {}).get("peak_device_bytes") or 0 for answer in rounds]
     if all(on_device):
         side["peak_device_mb"] = max(on_device) / MEGABYTE
+    if all("running_peak_bytes" in answer for answer in rounds):
+        running = max(answer["running_peak_bytes"] for answer in rounds)
+        side["running_peak_mb"] = running / MEGABYTE
     for name in ("first_seconds", "compile_seconds", "stages"):
         if name in rounds[0]:
             side[name] = rounds[0][name]

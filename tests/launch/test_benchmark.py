@@ -18,7 +18,7 @@ from launch.benchmark import __main__ as command
 from launch.benchmark.cases import CEILING, SIZES, choose, input_shapes
 from launch.benchmark.chart import OURS, PEER, save_chart
 from launch.benchmark.flops import count_flops
-from launch.benchmark.measure import measure, peak_bytes
+from launch.benchmark.measure import forget_peak, measure, peak_bytes
 from launch.benchmark.ours import abstract_call, load_call
 from launch.benchmark.prepare import input_file, prepare, weight_file
 from launch.benchmark.process import Limits, run_guarded
@@ -79,7 +79,8 @@ def test_table_names_a_killed_peer():
 
 def test_chart_has_bars_as_long_as_the_numbers(tmp_path):
     save_chart(tmp_path / "bars.png", results())
-    pixels = np.asarray(Image.open(tmp_path / "bars.png"))[:, :900]  # the panel of seconds
+    with Image.open(tmp_path / "bars.png") as picture:
+        pixels = np.asarray(picture)[:, :900]  # the panel of seconds
     longest = {c: (pixels == c).all(-1).sum(axis=1).max() for c in (OURS, PEER)}  # in any row
     # From 0.1 s on, one decade has a single length: 0.5 s and 4 s.
     assert longest[PEER] / longest[OURS] == pytest.approx(np.log10(40) / np.log10(5), rel=0.02)
@@ -171,7 +172,12 @@ def test_peak_memory_is_that_of_this_process():
     before = peak_bytes()
     large = np.ones(before // 8)  # as much again
     assert before < large.nbytes + 10**6
-    assert peak_bytes() > 1.3 * before
+    high = peak_bytes()
+    assert high > 1.3 * before
+    del large
+    forget_peak()
+    if sys.platform == "linux":
+        assert peak_bytes() < 0.9 * high
 
 
 def test_first_two_outputs_are_kept_and_calls_counted():
@@ -196,12 +202,14 @@ def test_command_writes_table_picture_and_numbers(tmp_path, capsys):
     written = json.loads(out.read_text())
     (row,) = written["cases"]
     assert len(row["ours"]["seconds"]) == 2
-    assert row["ours"]["peak_mb"] > 100  # an interpreter with JAX
+    # An interpreter with JAX is in both.
+    assert 100 < row["ours"]["running_peak_mb"] <= row["ours"]["peak_mb"]
     flops = sum(row["gflop"].values())
     assert row["ours"]["gflop_per_second"] == pytest.approx(flops / row["ours"]["best_seconds"])
     assert written["ceiling"]["source"] == "measured"
     assert table(written) in capsys.readouterr().out
-    assert Image.open(out.with_suffix(".png")).width > 1000
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > 1000
     assert CEILING not in [row["name"] for row in written["cases"]]
 
 
