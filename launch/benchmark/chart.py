@@ -68,7 +68,8 @@ def _panel(
             if value:
                 end = left + max(2.0, (math.log10(value) - low) * scale)
                 draw.rectangle((left, y, end, y + BAR), colour)
-                draw.text((end + 5, y + BAR / 2), f"{value:,.3g}", INK, font, anchor="lm")
+                shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+                draw.text((end + 5, y + BAR / 2), shown, INK, font, anchor="lm")
             elif killed:
                 draw.text((left + 4, y + BAR / 2), side["status"], KILLED, font, anchor="lm")
 
