@@ -78,7 +78,7 @@ def slice_noise(
     index: Array,
     stream: int | Array,
     shape: tuple[int, ...],
-    turn: float = 1.0,
+    turn: float | Array = 1.0,
 ) -> Array:
     """Standard normal noise [rows, *shape], equation (1).
 
@@ -92,8 +92,6 @@ def slice_noise(
     def field(key: Array, number: Array) -> Array:
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, number), stream), shape)
 
-    if turn == 1:
-        return jax.vmap(field)(keys, index)
     number = jnp.floor(index / turn).astype(jnp.int32)
     angle = (index / turn - number)[:, None, None, None] * (math.pi / 2)
     first, second = jax.vmap(field)(keys, number), jax.vmap(field)(keys, number + 1)
@@ -155,7 +153,6 @@ def super_resolve_slices(
         low_res_level=low_res_noise_level,
         percentile=percentile,
         self_cond=self_cond,
-        noise_turn=noise_turn,
     )
     if not isinstance(unet_apply, jax.tree_util.Partial):
         unet_apply = jax.tree_util.Partial(unet_apply)
@@ -170,7 +167,7 @@ def super_resolve_slices(
         prompt = {name: value[volume] for name, value in prompts.items()}
         inputs = jax.device_put((low_res[volume, index], index, prompt, keys[volume]), sharding)
         count = min(batch, volumes * depth - first)
-        finished.append(np.asarray(run(unet_apply, *inputs))[:count])
+        finished.append(np.asarray(run(unet_apply, *inputs, noise_turn))[:count])
         if on_batch is not None:
             on_batch(first + count)
     return np.concatenate(finished).reshape(volumes, depth, *finished[0].shape[1:])
@@ -189,7 +186,6 @@ def super_resolve_slices(
         "low_res_level",
         "percentile",
         "self_cond",
-        "noise_turn",
     ),
 )
 def super_resolve_batch(
@@ -198,6 +194,7 @@ def super_resolve_batch(
     index: Array,
     prompt: dict[str, Array],
     keys: Array,
+    noise_turn: float,
     *,
     image_size: int,
     steps: int,
@@ -209,9 +206,8 @@ def super_resolve_batch(
     low_res_level: float,
     percentile: float | None,
     self_cond: bool,
-    noise_turn: float,
 ) -> Array:
-    """One batch of slices, from first to last step; every argument but the first has their axis.
+    """One batch of slices, from first to last step; all arrays but the weights have their axis.
 
     Nothing depends on the number of volumes, so one executable serves all.
     """

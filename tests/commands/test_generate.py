@@ -291,7 +291,7 @@ def test_bad_prompt_tables(capsys, tmp_path, table, message):
 
 
 def test_interruption_leaves_nothing(made, model, capsys, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gct_jax.sampling.cascade.generate_volumes", interrupted)
