@@ -243,7 +243,8 @@ class SamplingConfig:
             raise ConfigError(
                 f"superres_noise_depth_mm = {self.superres_noise_depth_mm} must not be negative"
             )
-        require_choice("superres_solver", self.superres_solver, ("ancestral", "dpm++"))
+        solvers = ("ancestral", "dpm++", "sde-dpm++")
+        require_choice("superres_solver", self.superres_solver, solvers)
 
 
 @dataclasses.dataclass(frozen=True)

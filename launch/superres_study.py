@@ -17,7 +17,7 @@ import numpy as np
 from gct_jax.errors import GctError, InputError
 
 FIRST_SEED = 1_600_000_000
-SOLVERS = ("dpm++", "ancestral")
+SOLVERS = ("dpm++", "sde-dpm++", "ancestral")
 STEPS = (2, 4, 5, 8, 10, 20, 25, 50)
 NOISE_DEPTHS_MM = (0.0, 18.0, 36.0, 72.0, 144.0, 10_000.0)
 

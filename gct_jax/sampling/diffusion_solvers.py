@@ -10,6 +10,8 @@ the next time s, and x_0 the clean image predicted from x_t:
     D = x_0 + (x_0 - x_0 before) / (2 r)         (D = x_0 in the first and the last step)    (1)
     x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - exp(-h)) D                                  (2)
 
+  sde-dpm++ (SDE-DPM-Solver++(2M), the same paper): ancestral, with D of (1) in place of x_0.
+
 `solve` runs all steps in one compiled loop; `solver_step` is one of them, for callers that want
 to watch.
 """
@@ -24,7 +26,7 @@ from jax import Array
 from gct_jax.corruption.diffusion import alpha_sigma, posterior
 from gct_jax.errors import InputError
 
-SOLVERS = ("ancestral", "dpm++")
+SOLVERS = ("ancestral", "dpm++", "sde-dpm++")
 
 # x_t [b, h, w, c], scalar log SNR, previous x_0 -> x_0
 Denoiser = Callable[[Array, Array, Array], Array]
@@ -66,7 +68,7 @@ def solver_step(
       denoise: predicts the clean image, thresholded.
       step_noise: standard normal noise of a step; not called by "dpm++".
       log_snrs: [steps + 1], ascending.
-      solver: "ancestral" or "dpm++".
+      solver: one of SOLVERS.
 
     Raises:
       InputError: another solver.
@@ -76,15 +78,16 @@ def solver_step(
     last = step == log_snrs.shape[0] - 2
     log_snr_t, log_snr_s = log_snrs[step], log_snrs[step + 1]
     x_start = denoise(state.x, log_snr_t, state.x_start)
-    if solver == "ancestral":
-        mean, _, log_variance = posterior(x_start, state.x, log_snr_t, log_snr_s)
-        noise = jnp.exp(0.5 * log_variance) * step_noise(step)
-        return SolverState(jnp.where(last, mean, mean + noise), x_start)
     half_step = (log_snr_s - log_snr_t) / 2
     half_step_before = (log_snr_t - log_snrs[jnp.maximum(step - 1, 0)]) / 2  # 0 at first
     first_order = last | (step == 0)
     slope = jnp.where(first_order, 0, half_step / (2 * jnp.where(first_order, 1, half_step_before)))
     direction = x_start + slope * (x_start - state.x_start)  # (1)
+    if solver != "dpm++":
+        clean = x_start if solver == "ancestral" else direction
+        mean, _, log_variance = posterior(clean, state.x, log_snr_t, log_snr_s)
+        noise = jnp.exp(0.5 * log_variance) * step_noise(step)
+        return SolverState(jnp.where(last, mean, mean + noise), x_start)
     _, sigma_t = alpha_sigma(log_snr_t)
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
     x = sigma_s / sigma_t * state.x - alpha_s * jnp.expm1(-half_step) * direction  # (2)

@@ -56,7 +56,7 @@ def solved(network, solver, steps, fine_steps=16):
     return solve_on_path(Partial(network, jnp.float32(0.3)), slices(), DIFFUSION, **options)
 
 
-@pytest.mark.parametrize("solver", ["ancestral", "dpm++"])
+@pytest.mark.parametrize("solver", superres_study.SOLVERS)
 def test_many_steps_converge_to_the_solution_of_the_same_path(solver):
     exact = solved(moving, solver, 512, 512)
     errors = [np.abs(solved(moving, solver, steps, 512) - exact).max() for steps in (4, 32, 256)]
@@ -116,6 +116,9 @@ def test_measures_of_known_images():
     found = depth_agreement(volume, volume + flicker)
     assert found["step_rmse_hu"] == pytest.approx(4)
     assert found["step_energy"] == pytest.approx((14**2 + 6**2) / 200)
+    assert found["step_kept"] == pytest.approx(1)
+    smeared = depth_agreement(volume, 0.25 * volume)
+    assert smeared["step_kept"] == pytest.approx(0.25)
     assert depth_agreement(volume, volume + 50)["step_rmse_hu"] == pytest.approx(0, abs=1e-9)
 
 
@@ -131,7 +134,7 @@ def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys)
     assert text.strip() in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "superres_study.json").read_text())
     assert [(row["solver"], row["steps"]) for row in found["solvers"]] == [
-        (solver, steps) for solver in ("dpm++", "ancestral") for steps in (2, 4, 8)
+        (solver, steps) for solver in superres_study.SOLVERS for steps in (2, 4, 8)
     ]
     for row in found["solvers"]:
         assert (row["own_rmse_hu"] == 0) == (row["steps"] == 8)

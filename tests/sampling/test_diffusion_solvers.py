@@ -7,7 +7,13 @@ import pytest
 
 from gct_jax.corruption.diffusion import alpha_sigma, log_snr_cosine
 from gct_jax.errors import InputError
-from gct_jax.sampling.diffusion_solvers import initial_state, solve, solver_step, time_grid
+from gct_jax.sampling.diffusion_solvers import (
+    SOLVERS,
+    initial_state,
+    solve,
+    solver_step,
+    time_grid,
+)
 
 MEAN, STD = 0.2, 0.1
 
@@ -67,21 +73,40 @@ def test_dpm_solver_is_exact_for_a_constant_prediction():
         np.testing.assert_allclose(state.x, alpha * 0.3 + sigma, atol=1e-5)
 
 
-def test_ancestral_sampling_draws_from_the_data_distribution():
+@pytest.mark.parametrize("solver, steps", [("ancestral", 800), ("sde-dpm++", 100)])
+def test_stochastic_sampling_draws_from_the_data_distribution(solver, steps):
     key = jax.random.key(0)
     shape = (1, 64, 64, 1)
     result = solve(
         jax.random.normal(key, shape),
         denoise=exact_denoiser,
         step_noise=lambda step: jax.random.normal(jax.random.fold_in(key, step), shape),
-        log_snrs=log_snr_cosine(time_grid(800)),
-        solver="ancestral",
+        log_snrs=log_snr_cosine(time_grid(steps)),
+        solver=solver,
     )
     assert abs(result.mean() - MEAN) < 4 * STD / 64
     assert abs(result.std() / STD - 1) < 0.03
 
 
-@pytest.mark.parametrize("solver", ["ancestral", "dpm++"])
+def test_second_order_of_the_stochastic_solver_needs_fewer_steps():
+    """Error of the standard deviation in 30 steps, with the noise of a whole population."""
+
+    def error(solver):
+        key = jax.random.key(1)
+        shape = (1, 128, 128, 1)
+        result = solve(
+            jax.random.normal(key, shape),
+            denoise=exact_denoiser,
+            step_noise=lambda step: jax.random.normal(jax.random.fold_in(key, step), shape),
+            log_snrs=jnp.linspace(-8, 8, 31),
+            solver=solver,
+        )
+        return abs(result.std() / STD - 1)
+
+    assert error("sde-dpm++") < error("ancestral") / 2
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_last_prediction_decides_the_image_at_time_zero(solver):
     """At t = 0 hardly any noise is left: the result is the predicted clean image."""
     target = jnp.linspace(-1, 1, 16).reshape(1, 4, 4, 1)
