@@ -15,6 +15,7 @@ from gct_jax.errors import ConfigError
 
 T = TypeVar("T")
 
+SUPERRES_SOLVERS = ("ancestral", "dpm++", "sde-dpm++")  # see gct_jax.sampling.diffusion_solvers
 NOT_A_MODULE_FIELD = {"module": False}
 
 
@@ -243,8 +244,7 @@ class SamplingConfig:
             raise ConfigError(
                 f"superres_noise_depth_mm = {self.superres_noise_depth_mm} must not be negative"
             )
-        solvers = ("ancestral", "dpm++", "sde-dpm++")
-        require_choice("superres_solver", self.superres_solver, solvers)
+        require_choice("superres_solver", self.superres_solver, SUPERRES_SOLVERS)
 
 
 @dataclasses.dataclass(frozen=True)

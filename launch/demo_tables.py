@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from gct_jax.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
+from launch.markdown import markdown_table
 
 SOURCES = {"generated": "generated", "phantom": "phantom", "ctvit": "CT-ViT of phantom"}
 GOOD_AUROC = 0.9
@@ -47,7 +48,7 @@ def _findings(rows: Sequence[dict]) -> str:
     return (
         "## AUROC per finding (95 % bootstrap interval)\n\n"
         "The columns to the right are the detectors' own limits: the same cases as rendered, and "
-        f"as CT-ViT rebuilds them.\n\n{_table(table)}"
+        f"as CT-ViT rebuilds them.\n\n{markdown_table(table)}"
     )
 
 
@@ -57,7 +58,7 @@ def _sides(rows: Sequence[dict]) -> str:
     for row in [*rows, {"finding": "all", **total}]:
         shares = [_share(row[source], row["asked"]) for source in SOURCES]
         table.append([row["finding"], str(row["asked"]), *shares])
-    return f"## Side correct\n\n{_table(table)}"
+    return f"## Side correct\n\n{markdown_table(table)}"
 
 
 def _quality(rows: dict) -> str:
@@ -71,7 +72,9 @@ def _quality(rows: dict) -> str:
                 f"{row['ssim']:.3f} ± {row['ssim_sd']:.3f}",
             ]
         )
-    return f"## Reconstruction (range 2000 HU, mean ± standard deviation)\n\n{_table(table)}"
+    return (
+        f"## Reconstruction (range 2000 HU, mean ± standard deviation)\n\n{markdown_table(table)}"
+    )
 
 
 def _swaps(rows: Sequence[dict]) -> str:
@@ -93,7 +96,7 @@ def _swaps(rows: Sequence[dict]) -> str:
     return (
         "## Another prompt at the same seed\n\n"
         "Mean absolute change of the volume, beside that of the same prompt at another seed.\n\n"
-        + _table(table)
+        + markdown_table(table)
     )
 
 
@@ -114,14 +117,8 @@ def _diversity(rows: Sequence[dict]) -> str:
     return (
         "## Diversity over seeds\n\n"
         "Mean absolute difference and SSIM between two volumes of the same prompt, and between two "
-        f"phantom patients with the same findings.\n\n{_table(table)}"
+        f"phantom patients with the same findings.\n\n{markdown_table(table)}"
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _share(count: int, total: int) -> str:

@@ -1,10 +1,10 @@
 """The super-resolution study's results as Markdown and as curves."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.line_chart import Panel, save_line_charts
+from launch.markdown import markdown_table
 
 BASELINE = ("ancestral", 25)
 
@@ -40,7 +40,7 @@ def _solvers(results: dict[str, Any]) -> str:
         f'{results["slices"]} slices of each phantom. "Own solution": the same solver in '
         f"{results['fine_steps']} steps along the same path of noise, which for ancestral sampling "
         "includes the noise drawn in the steps. Sharpness: energy of the gradients within a slice "
-        f"over the phantom's.\n\n{_table(table)}"
+        f"over the phantom's.\n\n{markdown_table(table)}"
     )
 
 
@@ -81,7 +81,8 @@ def _noise(results: dict[str, Any]) -> str:
         f"{results['depth_slices']} neighbouring slices of each phantom, {default['solver']}, "
         f"{default['steps']} steps. Slice-to-slice: differences of neighbouring slices, their "
         "error, their energy over the phantom's, and the share of the phantom's differences found "
-        f"in them (smearing along the depth lowers it, flicker does not).\n\n{_table(table)}"
+        "in them (smearing along the depth lowers it, flicker does not).\n\n"
+        f"{markdown_table(table)}"
     )
 
 
@@ -103,12 +104,6 @@ def _steps(row: dict[str, Any]) -> list[str]:
         f"{row['step_energy']:.3f}",
         f"{row['step_kept']:.3f}",
     ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def save_curves(path: Path, results: dict[str, Any]) -> None:

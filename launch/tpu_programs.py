@@ -17,6 +17,7 @@ from gct_jax.config import ModelConfig
 from gct_jax.models.ctvit import CTViT
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.parts import abstract_variables, build_part
+from gct_jax.sampling.cascade import token_grid
 from gct_jax.sampling.superres import super_resolve_batch
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
 from gct_jax.sharding import BATCH, state_shardings
@@ -47,7 +48,7 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
     assert model.maskgit and model.t5
     maskgit, ctvit = (build_part(model, part, dtype) for part in ("maskgit", "ctvit"))
     plan = DecodingPlan(
-        grid=token_grid(model),
+        grid=token_grid(model, model.volume.slices),
         mask_id=model.maskgit.num_tokens,
         steps=model.sampling.steps,
         temperature=model.sampling.temperature,
@@ -108,13 +109,6 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
         return jax.jit(run).lower(_placed(variables, mesh, P()), _placed(rows, mesh, BATCH))
 
 
-def token_grid(model: ModelConfig) -> tuple[int, int, int]:
-    """(time, height, width) of a volume's tokens."""
-    assert model.ctvit
-    side = model.volume.image_size // model.ctvit.patch_size
-    return 1 + (model.volume.slices - 1) // model.ctvit.temporal_patch_size, side, side
-
-
 def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of the stage as `launch.train` would feed it."""
     model, rows = config.model, config.loop.batch_size
@@ -125,7 +119,7 @@ def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (rows, model.volume.slices, size, size, 1)
         batch = {"volume": jax.ShapeDtypeStruct(shape, jnp.float32)}
     elif config.stage == "maskgit":
-        ids = jax.ShapeDtypeStruct((rows, *token_grid(model)), jnp.int32)
+        ids = jax.ShapeDtypeStruct((rows, *token_grid(model, model.volume.slices)), jnp.int32)
         batch = {"token_ids": ids, "text_ids": text}
     else:
         assert model.diffusion

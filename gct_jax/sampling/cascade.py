@@ -21,6 +21,7 @@ import numpy as np
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.model_folder import Model
+from gct_jax.models import ctvit as tokenizer
 from gct_jax.parts import build_part, has_part
 from gct_jax.sampling.programs import (
     Program,
@@ -255,12 +256,24 @@ def _step_by_step(
         return prompts, state.ids, jax.block_until_ready(volumes)
 
 
+def token_grid(config: ModelConfig, slices: int) -> tuple[int, int, int]:
+    """(time, height, width) of the tokens of so many slices."""
+    assert config.ctvit
+    size, patches = config.volume.image_size, config.ctvit
+    return tokenizer.token_grid(
+        slices,
+        size,
+        size,
+        patch_size=patches.patch_size,
+        temporal_patch_size=patches.temporal_patch_size,
+    )
+
+
 def sampling_program(config: ModelConfig, settings: Settings) -> Program:
     """What to compile for these settings."""
     assert config.ctvit and config.maskgit
-    side = config.volume.image_size // config.ctvit.patch_size
     plan = DecodingPlan(
-        grid=(1 + (settings.slices - 1) // config.ctvit.temporal_patch_size, side, side),
+        grid=token_grid(config, settings.slices),
         mask_id=config.maskgit.num_tokens,
         steps=settings.steps,
         temperature=settings.temperature,

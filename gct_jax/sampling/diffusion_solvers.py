@@ -23,10 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gct_jax.config import SUPERRES_SOLVERS
 from gct_jax.corruption.diffusion import alpha_sigma, posterior
 from gct_jax.errors import InputError
-
-SOLVERS = ("ancestral", "dpm++", "sde-dpm++")
 
 # x_t [b, h, w, c], scalar log SNR, previous x_0 -> x_0
 Denoiser = Callable[[Array, Array, Array], Array]
@@ -68,13 +67,13 @@ def solver_step(
       denoise: predicts the clean image, thresholded.
       step_noise: standard normal noise of a step; not called by "dpm++".
       log_snrs: [steps + 1], ascending.
-      solver: one of SOLVERS.
+      solver: one of SUPERRES_SOLVERS.
 
     Raises:
       InputError: another solver.
     """
-    if solver not in SOLVERS:
-        raise InputError(f"solver {solver!r} is not one of {', '.join(SOLVERS)}")
+    if solver not in SUPERRES_SOLVERS:
+        raise InputError(f"solver {solver!r} is not one of {', '.join(SUPERRES_SOLVERS)}")
     last = step == log_snrs.shape[0] - 2
     log_snr_t, log_snr_s = log_snrs[step], log_snrs[step + 1]
     x_start = denoise(state.x, log_snr_t, state.x_start)

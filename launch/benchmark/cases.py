@@ -11,6 +11,7 @@ from gct_jax.config import (
     VolumeConfig,
 )
 from gct_jax.errors import InputError
+from gct_jax.sampling.cascade import token_grid
 
 # The only arithmetic that the peer's CT-ViT knows; `interop.generatect.ctvit` has the reasons.
 PEER_CTVIT = {
@@ -82,7 +83,7 @@ def input_shapes(model: ModelConfig, case: Case) -> dict[str, tuple[int, ...]]:
         return shapes | ({"hidden": shapes["ids"]} if case.task == "train" else {})
     if case.part == "ctvit":
         if case.task == "decode":
-            return {"ids": (1, 1 + (volume.slices - 1) // ctvit.temporal_patch_size, side, side)}
+            return {"ids": (1, *token_grid(model, volume.slices))}
         return {"volume": (1, volume.slices, volume.image_size, volume.image_size, ctvit.channels)}
     if case.part == "superres":
         image = (1, model.diffusion.image_size, model.diffusion.image_size, model.unet.channels)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from launch.benchmark.cases import Case
+from launch.markdown import markdown_table
 
 MEGABYTE = 1e6
 NOT_MEASURED = "-"
@@ -127,8 +128,6 @@ def table(results: Mapping[str, Any]) -> str:
         "of ceiling",
         "outputs differ by",
     ]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    lines += [_cells(row) for row in results["cases"]]
     matmul, convolution = ceiling["matmul"] / 1e9, ceiling["convolution"] / 1e9
     note = (
         f"{run['device']}, {run['cores']} cores, {run['dtype']}; best of {run['repeats']} rounds "
@@ -137,7 +136,8 @@ def table(results: Mapping[str, Any]) -> str:
         "matrix products and convolutions; the peer's GFLOP/s are by PyTorch's count of its own. "
         "Floor: GFLOP over ceiling."
     )
-    return note + "\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    rows = [_cells(row) for row in results["cases"]]
+    return f"{note}\n\n{markdown_table([head, *rows])}\n"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
