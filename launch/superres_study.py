@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from gct_jax.config import SUPERRES_SOLVERS
 from gct_jax.errors import GctError, InputError
 
 FIRST_SEED = 1_600_000_000
-SOLVERS = ("dpm++", "sde-dpm++", "ancestral")
-STEPS = (2, 4, 5, 8, 10, 20, 25, 50)
+STEPS = (2, 4, 5, 6, 8, 10, 20, 25, 50)
 NOISE_DEPTHS_MM = (0.0, 18.0, 36.0, 72.0, 144.0, 10_000.0)
 
 
@@ -35,19 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--depth-slices", type=int, default=9, help="neighbours per case, noise (9)"
     )
-    parser.add_argument("--fine-steps", type=int, default=1000, help="of the exact solution (1000)")
+    parser.add_argument("--fine-steps", type=int, default=1200, help="of the exact solution (1200)")
     parser.add_argument("--out", type=Path, default=Path("out/superres_study"))
     options = parser.parse_args(arguments)
     if min(options.cases, options.slices) < 1 or options.depth_slices < 2:
         parser.error("--cases and --slices must be at least 1, --depth-slices at least 2")
-    if options.fine_steps < 1:
-        parser.error("--fine-steps must be at least 1")
+    if not _step_counts(options.fine_steps):
+        parser.error(f"--fine-steps must be a multiple of one of {', '.join(map(str, STEPS))}")
     try:
         print(study(options))
     except GctError as error:
         print(f"launch.superres_study: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _step_counts(fine_steps: int) -> list[int]:
+    """Those of `STEPS` whose path of noise can be made of that of the fine steps."""
+    return [steps for steps in STEPS if fine_steps % steps == 0 and steps < fine_steps]
 
 
 def study(options: argparse.Namespace) -> str:
@@ -161,7 +166,7 @@ class Phantoms:
             self.text_mask[volume],
         )
         table = []
-        for solver in SOLVERS:
+        for solver in SUPERRES_SOLVERS:
 
             def made(steps: int, solver: str = solver) -> np.ndarray:
                 enlarged = solve_on_path(
@@ -176,8 +181,7 @@ class Phantoms:
                 return from_unit(enlarged[..., 0])
 
             exact = made(fine_steps)
-            counts = [steps for steps in STEPS if fine_steps % steps == 0 and steps < fine_steps]
-            for steps in tqdm([*counts, fine_steps], desc=solver):
+            for steps in tqdm([*_step_counts(fine_steps), fine_steps], desc=solver):
                 result = exact if steps == fine_steps else made(steps)
                 row = {"solver": solver, "steps": steps, "own_rmse_hu": rmse(result, exact)}
                 table.append(row | agreement(true, result))

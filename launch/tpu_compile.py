@@ -32,7 +32,15 @@ CHIPS = {
     "TPU v5": (459e12, 2765e9),
     "TPU v6 lite": (918e12, 1640e9),
 }
-PROGRAMS = ("train ctvit", "train maskgit", "train superres", "sample", "superres")
+PROGRAMS = (
+    "attention",
+    "attention gradients",
+    "train ctvit",
+    "train maskgit",
+    "train superres",
+    "sample",
+    "superres",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +79,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from configs import base
     from launch import tpu_programs as programs
 
-    lowered: dict[str, Callable[[], Any]] = {}
+    lowered: dict[str, Callable[[], Any]] = {
+        name: functools.partial(
+            programs.attend, base.model(), mesh, options.rows, options.dtype, backward=backward
+        )
+        for name, backward in (("attention", False), ("attention gradients", True))
+    }
     for stage, rows in (
         ("ctvit", options.rows),
         ("maskgit", options.rows),

@@ -6,6 +6,7 @@ that training and sampling would give it.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gct_jax.config import ModelConfig
+from gct_jax.kernels.attention import attention
+from gct_jax.kernels.bias import RelativeBias
 from gct_jax.models.ctvit import CTViT
 from gct_jax.models.perceptual import VGG16Features
+from gct_jax.models.transformer import COSINE_SCALE
 from gct_jax.parts import abstract_variables, build_part
 from gct_jax.sampling.cascade import token_grid
 from gct_jax.sampling.superres import super_resolve_batch
@@ -107,6 +111,34 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
     variables = abstract_variables(model, "superres")
     with jax.set_mesh(mesh):
         return jax.jit(run).lower(_placed(variables, mesh, P()), _placed(rows, mesh, BATCH))
+
+
+def attend(
+    model: ModelConfig, mesh: Mesh, prompts: int, dtype: str, *, backward: bool
+) -> jax.stages.Lowered:
+    """The flash kernel on the tokens of one MaskGIT layer, or its gradients, the bias table's
+    included."""
+    assert model.maskgit
+    grid = token_grid(model, model.volume.slices)
+    heads, width = model.maskgit.heads, model.maskgit.dim_head
+    tokens = jax.ShapeDtypeStruct((prompts, math.prod(grid), heads, width), jnp.dtype(dtype))
+    offsets = jax.ShapeDtypeStruct((heads, *(2 * size - 1 for size in grid)), jnp.float32)
+
+    def forward(table: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        bias = RelativeBias(table, grid)
+        return attention(q, k, v, scale=COSINE_SCALE, bias=bias, backend="flash")
+
+    def gradients(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        def total(*inputs: jax.Array) -> jax.Array:
+            return forward(*inputs).astype(jnp.float32).sum()
+
+        return jax.grad(total, (0, 1, 2, 3))(*inputs)
+
+    with jax.set_mesh(mesh):
+        placed = [_placed(tokens, mesh, BATCH)] * 3
+        return jax.jit(gradients if backward else forward).lower(
+            _placed(offsets, mesh, P()), *placed
+        )
 
 
 def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,15 +1,10 @@
-"""PyTorch packages whose modules compute what the reference computes, as far as they load here.
+"""Helpers for tests against PyTorch packages that compute what the reference computes.
 
-They are installed with `pip install --no-deps -r tests/peers.txt`: their own dependencies bring
-another torch and trainers that no test needs. What they import of those is stubbed.
+`launch.benchmark.peer_imports` imports them; tests/peers.txt says how they are installed.
 """
 
-import contextlib
-import importlib
 import importlib.util
-import sys
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,33 +20,6 @@ def require(*packages: str) -> list[pytest.MarkDecorator]:
         pytest.mark.skipif(bool(missing), reason=reason),
         pytest.mark.filterwarnings("ignore"),
     ]
-
-
-@contextlib.contextmanager
-def stubbed_package(name: str, stubs: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Make submodules of package `name` importable without running its `__init__`.
-
-    Args:
-      name: the package.
-      stubs: content of the modules that stand in for those which cannot be imported.
-    """
-    package = types.ModuleType(name)
-    spec = importlib.util.find_spec(name)
-    package.__path__ = list(spec.submodule_search_locations)
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, name, package)
-        for path, content in stubs.items():
-            module = types.ModuleType(path)
-            vars(module).update(content)
-            patch.setitem(sys.modules, path, module)
-            parent, _, child = path.rpartition(".")
-            if parent in stubs:
-                setattr(sys.modules[parent], child, module)
-        yield
-        for loaded in set(sys.modules) - before:
-            if loaded.startswith(f"{name}."):
-                del sys.modules[loaded]
 
 
 def fill_randomly(module: Any, seed: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 RANGE_HU = 2000.0  # models work in [-1000, 1000] HU
+WINDOW = 7
 
 
 def psnr(reference_hu: np.ndarray, other_hu: np.ndarray, data_range: float = RANGE_HU) -> float:
@@ -19,12 +20,14 @@ def psnr(reference_hu: np.ndarray, other_hu: np.ndarray, data_range: float = RAN
 
 
 def ssim(reference_hu: np.ndarray, other_hu: np.ndarray, data_range: float = RANGE_HU) -> float:
-    """Mean structural similarity over 7-voxel cubic windows.
+    """Mean structural similarity over cubic windows of 7 voxels, or of the largest odd number that
+    fits into a thinner array.
 
     Args:
-      reference_hu: [depth, height, width] or [height, width], at least 7 along every axis.
+      reference_hu: [depth, height, width] or [height, width], at least 3 along every axis.
       other_hu: the same shape.
     """
     reference = np.asarray(reference_hu, np.float64)
     other = np.asarray(other_hu, np.float64)
-    return float(structural_similarity(reference, other, data_range=data_range))
+    window = min(WINDOW, (min(reference.shape) - 1) | 1)
+    return float(structural_similarity(reference, other, data_range=data_range, win_size=window))

@@ -13,6 +13,7 @@ distinct values (`gct_jax.kernels.bias`). The backends compute the same:
     flash     a flash kernel for TPUs that reads the bias tile by tile, memory linear
 """
 
+import functools
 import math
 
 import jax
@@ -32,7 +33,8 @@ DENSE_LOGITS_LIMIT = 512 * 1024
 # a program that is longer by their number.
 UNROLLED_PRODUCTS = 16
 UNROLLED_LOGITS = 32 * 1024
-CPU_CHUNK_TOKENS = 256  # MaskGIT at 1,664 tokens: 0.92 s, with chunks of 64 0.96, of 512 1.14
+# Of unrolled products; MaskGIT at 1,664 tokens: 0.92 s, with chunks of 64 0.96, of 512 1.14.
+CPU_CHUNK_TOKENS = 256
 
 
 def attention(
@@ -76,14 +78,12 @@ def attention(
         backend = choose_backend(q, queries * keys, bias)
     masks = null_keys, key_mask, causal
     if backend == "chunked":
-        if _platform() != "cpu":
+        if not _worth_unrolling(q):
             return attend_chunked(q, k, v, scale, bias, *masks)
-        attend_block = (
-            attend_unrolled if q.shape[0] * q.shape[2] <= UNROLLED_PRODUCTS else attend_dense
+        products = functools.partial(
+            attend_chunked, chunk_tokens=CPU_CHUNK_TOKENS, attend=attend_unrolled
         )
-        return attend_chunked(
-            q, k, v, scale, bias, *masks, chunk_tokens=CPU_CHUNK_TOKENS, attend=attend_block
-        )
+        return products(q, k, v, scale, bias, *masks)
     if backend == "cudnn":
         return attend_cudnn(q, k, v, scale, bias, *masks)
     if backend == "flash":
@@ -101,8 +101,12 @@ def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
         if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
             return "cudnn"
         return "chunked"
-    few_and_large = q.shape[0] * q.shape[2] <= UNROLLED_PRODUCTS and logits >= UNROLLED_LOGITS
-    return "unrolled" if few_and_large and platform == "cpu" else "dense"
+    return "unrolled" if logits >= UNROLLED_LOGITS and _worth_unrolling(q) else "dense"
+
+
+def _worth_unrolling(q: jax.Array) -> bool:
+    """Whether each sample and head may have a matrix product of its own."""
+    return q.shape[0] * q.shape[2] <= UNROLLED_PRODUCTS and _platform() == "cpu"
 
 
 def _platform() -> str:

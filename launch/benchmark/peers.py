@@ -5,11 +5,7 @@ the memory layout in which it is faster here.
 """
 
 import functools
-import importlib
-import importlib.util
-import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,49 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gct_jax.config import ModelConfig, module_fields
 from launch.benchmark.cases import SIZES, Case
 from launch.benchmark.measure import best_seconds
+from launch.benchmark.peer_imports import peer_module
 
 ADAM = {"lr": 3e-5, "betas": (0.9, 0.99), "eps": 1e-8, "fused": True}
-# What the packages import and this does not need: hubs of text encoders, video, augmentation.
-TEXT_STUB: dict[str, Any] = {
-    "t5_encode_text": None,
-    "get_encoded_dim": lambda name: 768,
-    "DEFAULT_T5_NAME": "",
-}
-STUBS: dict[str, dict[str, dict[str, Any]]] = {
-    "phenaki_pytorch": {"torchvision": {}, "phenaki_pytorch.t5": TEXT_STUB},
-    "imagen_pytorch": {
-        "imagen_pytorch.t5": TEXT_STUB,
-        "imagen_pytorch.imagen_video": {
-            "Unet3D": type("Unet3D", (), {}),
-            "resize_video_to": None,
-            "scale_video_time": None,
-        },
-        "torchvision": {},
-        "torchvision.transforms": {},
-        "kornia": {},
-        "kornia.augmentation": {},
-    },
-}
-
-
-def import_stubbed(package: str) -> Any:
-    """The module `<package>.<package>`, with stand-ins for what it imports and never uses here."""
-    name = f"{package}.{package}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(package)
-    assert spec and spec.submodule_search_locations  # the command has looked for it
-    root = types.ModuleType(package)
-    root.__path__ = list(spec.submodule_search_locations)
-    sys.modules[package] = root  # so that its __init__, which imports trainers, does not run
-    for path, content in STUBS[package].items():
-        module = types.ModuleType(path)
-        vars(module).update(content)
-        sys.modules[path] = module
-        parent, _, child = path.rpartition(".")
-        if parent in STUBS[package]:
-            setattr(sys.modules[parent], child, module)
-    return importlib.import_module(name)
 
 
 def build(model: ModelConfig, part: str) -> torch.nn.Module:
@@ -81,24 +37,29 @@ def build(model: ModelConfig, part: str) -> torch.nn.Module:
             "layer_attns",
         )
         options = {name: value for name, value in options.items() if name not in ours_alone}
-        network: torch.nn.Module = import_stubbed("imagen_pytorch").Unet(
-            **options, layer_attns=False
-        )
-        return network
-    phenaki = import_stubbed("phenaki_pytorch")
+        with peer_module("imagen_pytorch") as imagen:
+            unet: torch.nn.Module = imagen.Unet(**options, layer_attns=False)
+        return unet
+    with peer_module("phenaki_pytorch") as phenaki:
+        return _phenaki_network(phenaki, model, part)
+
+
+def _phenaki_network(phenaki: Any, model: ModelConfig, part: str) -> torch.nn.Module:
     if part == "maskgit":
         assert model.maskgit
         fields = module_fields(model.maskgit)
         fields["max_seq_len"] = fields.pop("max_sequence_length")
         fields["dim_context"] = fields.pop("context_dim")
-        network = phenaki.MaskGit(**fields)
-        return network
+        maskgit: torch.nn.Module = phenaki.MaskGit(**fields)
+        return maskgit
     assert model.ctvit
     fields = module_fields(model.ctvit)
     for name in ("temporal_attention", "temporal_peg", "patch_norm"):
         del fields[name]
-    network = phenaki.CViViT(**fields, image_size=model.volume.image_size, use_vgg_and_gan=False)
-    return network
+    ctvit: torch.nn.Module = phenaki.CViViT(
+        **fields, image_size=model.volume.image_size, use_vgg_and_gan=False
+    )
+    return ctvit
 
 
 def load_call(

@@ -10,10 +10,11 @@ def test_psnr_of_a_constant_error():
     assert psnr(reference, reference) == float("inf")
 
 
-def test_ssim_of_a_shift_in_brightness_has_a_closed_form():
+@pytest.mark.parametrize("depth", [3, 6, 9])
+def test_ssim_of_a_shift_in_brightness_has_a_closed_form(depth):
     """Windows of constant volumes have no variance, so only the luminance term is left."""
-    reference = np.full((9, 9, 9), 100.0)
-    other = np.full((9, 9, 9), 300.0)
+    reference = np.full((depth, 9, 9), 100.0)
+    other = np.full((depth, 9, 9), 300.0)
     c1 = (0.01 * 2000.0) ** 2
     expected = (2 * 100 * 300 + c1) / (100**2 + 300**2 + c1)
     assert ssim(reference, other) == pytest.approx(expected, abs=1e-6)

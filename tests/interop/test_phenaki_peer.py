@@ -1,7 +1,5 @@
 """Attention, MaskGIT, critic and codebook at random sizes, against the packages they come from."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from golden_case import quick_jit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peer_packages import assert_restored, fill_randomly, require, state_of, stubbed_package
+from peer_packages import assert_restored, fill_randomly, require, state_of
 
 from gct_jax.config import module_fields
 from gct_jax.interop.generatect import maskgit as interop
@@ -20,6 +18,7 @@ from gct_jax.models.critics import TokenCritic
 from gct_jax.models.maskgit import MaskGit
 from gct_jax.models.quantizer import CosineQuantizer, ema_update
 from gct_jax.models.transformer import Attention
+from launch.benchmark.peer_imports import peer_module
 
 torch = pytest.importorskip("torch")
 pytestmark = require("phenaki_pytorch", "vector_quantize_pytorch", "beartype")
@@ -38,16 +37,8 @@ dim = st.sampled_from([8, 12, 20])
 
 @pytest.fixture(scope="module")
 def phenaki():
-    stubs = {
-        "torchvision": {},
-        "phenaki_pytorch.t5": {
-            "t5_encode_text": None,
-            "get_encoded_dim": None,
-            "DEFAULT_T5_NAME": "",
-        },
-    }
-    with stubbed_package("phenaki_pytorch", stubs):
-        yield importlib.import_module("phenaki_pytorch.phenaki_pytorch")
+    with peer_module("phenaki_pytorch") as module:
+        yield module
 
 
 def random(seed, *shape):

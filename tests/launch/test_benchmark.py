@@ -225,13 +225,7 @@ def peers():
     pytest.importorskip("torch")
     from launch.benchmark import peers
 
-    before = dict(sys.modules)
-    yield peers
-    stubbed = {name.partition(".")[0] for stubs in peers.STUBS.values() for name in stubs}
-    for name in set(sys.modules):
-        if name.partition(".")[0] in stubbed | set(PEER_PACKAGES):
-            del sys.modules[name]
-    sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
+    return peers
 
 
 @pytest.mark.parametrize("name", [name for name, case in TINY.items() if case.peer])

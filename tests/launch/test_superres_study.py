@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 from tiny_model import quick_compilation, save_tiny_model
 
-from gct_jax.config import DiffusionConfig
+from gct_jax.config import SUPERRES_SOLVERS, DiffusionConfig
 from gct_jax.corruption.diffusion import log_snr_cosine
 from gct_jax.sampling.diffusion_solvers import time_grid
 from gct_jax.sampling.superres import FIRST_STEP_STREAM, slice_noise, super_resolve_slices
@@ -56,7 +56,7 @@ def solved(network, solver, steps, fine_steps=16):
     return solve_on_path(Partial(network, jnp.float32(0.3)), slices(), DIFFUSION, **options)
 
 
-@pytest.mark.parametrize("solver", superres_study.SOLVERS)
+@pytest.mark.parametrize("solver", SUPERRES_SOLVERS)
 def test_many_steps_converge_to_the_solution_of_the_same_path(solver):
     exact = solved(moving, solver, 512, 512)
     errors = [np.abs(solved(moving, solver, steps, 512) - exact).max() for steps in (4, 32, 256)]
@@ -134,7 +134,7 @@ def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys)
     assert text.strip() in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "superres_study.json").read_text())
     assert [(row["solver"], row["steps"]) for row in found["solvers"]] == [
-        (solver, steps) for solver in superres_study.SOLVERS for steps in (2, 4, 8)
+        (solver, steps) for solver in SUPERRES_SOLVERS for steps in (2, 4, 8)
     ]
     for row in found["solvers"]:
         assert (row["own_rmse_hu"] == 0) == (row["steps"] == 8)
@@ -147,3 +147,11 @@ def test_impossible_sizes_are_refused(tmp_path, capsys):
     model = save_tiny_model(tmp_path / "tiny")
     assert superres_study.main(["--model", str(model), "--depth-slices", "6"]) == 2
     assert "have 5 slices" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fine_steps", ["0", "7"])
+def test_fine_steps_that_no_count_divides_are_refused(fine_steps, capsys):
+    with pytest.raises(SystemExit) as stop:
+        superres_study.main(["--fine-steps", fine_steps])
+    assert stop.value.code == 2
+    assert "--fine-steps must be a multiple of one of 2, 4" in capsys.readouterr().err

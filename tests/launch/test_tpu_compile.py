@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny
+from configs import base, tiny
 from gct_jax.sharding import make_mesh
 from gct_jax.training.stages import make_stage
 from launch import tpu_compile
-from launch.tpu_programs import sample_volumes, train_step, with_rows
+from launch.tpu_programs import attend, sample_volumes, train_step, with_rows
 
 ROWS = 8
 
@@ -88,3 +88,15 @@ def test_without_libtpu(monkeypatch, capsys):
 def test_unknown_topology(capsys):
     assert tpu_compile.main(["--topology", "v5e:3x99"]) == 2
     assert "--topology v5e:3x99" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
+def test_the_flash_kernel_and_its_gradients_compile(topology):
+    mesh = tpu_compile.tpu_mesh(topology, (-1, 1, 1))
+    model = base.model()
+    for backward in (False, True):
+        program = attend(model, mesh, ROWS, "bfloat16", backward=backward)
+        facts = tpu_compile.compiled_facts(lambda program=program: program, "")
+        logits = 6464**2 * model.maskgit.heads * 4  # of one prompt, in float32
+        assert facts["temporary_gigabytes"] * 1e9 < logits / 4

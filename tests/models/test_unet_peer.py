@@ -3,18 +3,17 @@
 Its U-Net has the names and outputs of the reference's.
 """
 
-import importlib
-
 import numpy as np
 import pytest
 from golden_case import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peer_packages import assert_restored, fill_randomly, require, state_of, stubbed_package
+from peer_packages import assert_restored, fill_randomly, require, state_of
 
 from gct_jax.config import module_fields
 from gct_jax.interop.generatect.unet import unet_from_reference, unet_to_reference
 from gct_jax.models.unet import UNet
+from launch.benchmark.peer_imports import peer_module
 
 torch = pytest.importorskip("torch")
 pytestmark = require("imagen_pytorch", "einops_exts", "beartype")
@@ -23,24 +22,7 @@ pytestmark = require("imagen_pytorch", "einops_exts", "beartype")
 @pytest.fixture(scope="module")
 def peer():
     """The peer's U-Net module alone: the rest of its package asks for a model hub and more."""
-    stubs = {
-        "imagen_pytorch.t5": {
-            "t5_encode_text": None,
-            "get_encoded_dim": lambda name: 24,
-            "DEFAULT_T5_NAME": "",
-        },
-        "imagen_pytorch.imagen_video": {
-            "Unet3D": type("Unet3D", (), {}),
-            "resize_video_to": None,
-            "scale_video_time": None,
-        },
-        "torchvision": {},
-        "torchvision.transforms": {},
-        "kornia": {},
-        "kornia.augmentation": {},
-    }
-    with stubbed_package("imagen_pytorch", stubs), pytest.MonkeyPatch.context() as patch:
-        module = importlib.import_module("imagen_pytorch.imagen_pytorch")
+    with peer_module("imagen_pytorch") as module, pytest.MonkeyPatch.context() as patch:
         # It passes the kernel sizes of cross-embed down-sampling twice; name the rest instead.
         layer = module.CrossEmbedLayer
         patch.setattr(
@@ -118,27 +100,8 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_outputs_equal_the_peer(peer, variant):
-    options, not_inferable = VARIANTS[variant]
-    text_width = None if options.get("cond_on_text") is False else 20
-    model = peer.Unet(
-        channels=1,
-        dim=8,
-        attn_heads=2,
-        attn_dim_head=8,
-        max_text_len=10,
-        attn_pool_num_latents=6,
-        **({"text_embed_dim": text_width} if text_width else {}),
-        **options,
-    ).eval()
-    fill_randomly(model, 0)
-    state = state_of(model)
-    config, variables = unet_from_reference(state, **not_inferable)
-    unread = () if text_width else ("attn_pool.", "null_text_")  # stored, but without text idle
-    kept = {name: value for name, value in state.items() if name.startswith(unread)}
-    assert_restored(model, unet_to_reference(config, variables, kept))
-
+def assert_same_outputs(model, config, variables):
+    """Both networks on the same random inputs, whichever of them the options ask for."""
     draw = np.random.default_rng(1)
     images = {"x": (2, 1, 16, 16)}
     if config.lowres_cond:
@@ -150,8 +113,8 @@ def test_outputs_equal_the_peer(peer, variant):
     images = {name: draw.normal(size=shape).astype("f") for name, shape in images.items()}
     log_snr = np.array([-1.5, 0.8], "f")
     vectors = {"low_res_log_snr": np.array([1.0, 3.0], "f")} if config.lowres_cond else {}
-    if text_width:
-        vectors["text"] = draw.normal(size=(2, 7, text_width)).astype("f")
+    if config.text_embed_dim:
+        vectors["text"] = draw.normal(size=(2, 7, config.text_embed_dim)).astype("f")
         vectors["text_mask"] = np.arange(7) < np.array([[4], [7]])
 
     peer_names = {
@@ -174,6 +137,30 @@ def test_outputs_equal_the_peer(peer, variant):
     np.testing.assert_allclose(
         np.moveaxis(np.asarray(output), -1, 1), expected.numpy(), atol=5e-5 * max(1, scale)
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_outputs_equal_the_peer(peer, variant):
+    options, not_inferable = VARIANTS[variant]
+    text_width = None if options.get("cond_on_text") is False else 20
+    model = peer.Unet(
+        channels=1,
+        dim=8,
+        attn_heads=2,
+        attn_dim_head=8,
+        max_text_len=10,
+        attn_pool_num_latents=6,
+        **({"text_embed_dim": text_width} if text_width else {}),
+        **options,
+    ).eval()
+    fill_randomly(model, 0)
+    state = state_of(model)
+    config, variables = unet_from_reference(state, **not_inferable)
+    unread = () if text_width else ("attn_pool.", "null_text_")  # stored, but without text idle
+    kept = {name: value for name, value in state.items() if name.startswith(unread)}
+    assert_restored(model, unet_to_reference(config, variables, kept))
+
+    assert_same_outputs(model, config, variables)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
@@ -207,9 +194,11 @@ def test_outputs_equal_the_peer(peer, variant):
 def test_any_options_are_inferred_and_give_back_every_tensor(peer, options):
     text = {"text_embed_dim": 20} if options["cond_on_text"] else {}
     model = peer.Unet(channels=1, attn_heads=2, attn_dim_head=8, max_text_len=10, **text, **options)
+    fill_randomly(model, 0)
     state = state_of(model)
     config, variables = unet_from_reference(state, attn_dim_head=8)
     assert config.dim_mults == options["dim_mults"]
     unread = () if text else ("attn_pool.", "null_text_")
     kept = {name: value for name, value in state.items() if name.startswith(unread)}
     assert_restored(model, unet_to_reference(config, variables, kept))
+    assert_same_outputs(model.eval(), config, variables)

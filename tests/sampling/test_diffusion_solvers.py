@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gct_jax.config import SUPERRES_SOLVERS
 from gct_jax.corruption.diffusion import alpha_sigma, log_snr_cosine
 from gct_jax.errors import InputError
 from gct_jax.sampling.diffusion_solvers import (
-    SOLVERS,
     initial_state,
     solve,
     solver_step,
@@ -106,7 +106,7 @@ def test_second_order_of_the_stochastic_solver_needs_fewer_steps():
     assert error("sde-dpm++") < error("ancestral") / 2
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SUPERRES_SOLVERS)
 def test_last_prediction_decides_the_image_at_time_zero(solver):
     """At t = 0 hardly any noise is left: the result is the predicted clean image."""
     target = jnp.linspace(-1, 1, 16).reshape(1, 4, 4, 1)
