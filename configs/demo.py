@@ -169,7 +169,7 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=1800,
+            steps=2650,
             batch_size=4,
             eval_every=250,
             sample_every=250,
@@ -178,7 +178,7 @@ def maskgit() -> TrainConfig:
         ),
         data=DataConfig(cases=4096, held_out=32),
         maskgit=MaskGitTraining(
-            train_text_encoder=True, text_encoder_rate=0.02, twins=True, twin_weight=3.0
+            train_text_encoder=True, text_encoder_rate=0.02, twins=True, twin_weight=5.0
         ),
     )
 

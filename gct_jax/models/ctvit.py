@@ -11,6 +11,7 @@ token depends on its own and earlier slices only, in both directions; published 
 "bidirectional" and "interleaved", and a norm of the raw patches (`patch_norm` "both").
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from gct_jax.models.positions import ContinuousPositionBias
+from gct_jax.models.products import matrix_product
 from gct_jax.models.quantizer import CosineQuantizer, straight_through
 from gct_jax.models.transformer import Transformer, layer_norm
 
@@ -100,7 +102,14 @@ class PatchEmbedding(nn.Module):
             patches = layer_norm("norm_in", self.dtype)(patches)
         # A bias from the start: the norm below would otherwise hide how bright an even patch is.
         bias_init = nn.initializers.normal(0.5)
-        x = nn.Dense(self.dim, dtype=self.dtype, bias_init=bias_init, name="linear")(patches)
+        linear = nn.Dense(
+            self.dim,
+            dtype=self.dtype,
+            bias_init=bias_init,
+            dot_general=matrix_product,
+            name="linear",
+        )
+        x = linear(patches)
         return layer_norm("norm_out", self.dtype)(x)
 
 
@@ -176,8 +185,9 @@ class CTViT(nn.Module):
         self.quantizer = CosineQuantizer(self.dim, self.codebook_size)
         self.decoder_temporal = temporal()
         self.decoder_spatial = spatial()
-        self.first_pixels = nn.Dense(slice_values, dtype=self.dtype)
-        self.pixels = nn.Dense(slice_values * self.temporal_patch_size, dtype=self.dtype)
+        pixels = functools.partial(nn.Dense, dtype=self.dtype, dot_general=matrix_product)
+        self.first_pixels = pixels(slice_values)
+        self.pixels = pixels(slice_values * self.temporal_patch_size)
 
     def embed_patches(self, volume: jax.Array) -> jax.Array:
         """Volume -> patch embeddings [batch, t, h, w, dim], the encoder's input.

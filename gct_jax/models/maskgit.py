@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gct_jax.models.positions import ContinuousPositionBias
+from gct_jax.models.products import matrix_product
 from gct_jax.models.transformer import KeysValues, Transformer
 
 
@@ -106,7 +107,7 @@ class MaskGit(nn.Module):
         self.to_logits = nn.Dense(
             self.num_tokens,
             dtype=self.dtype,
-            dot_general=functools.partial(lax.dot_general, preferred_element_type=jnp.float32),
+            dot_general=functools.partial(matrix_product, preferred_element_type=jnp.float32),
         )
 
     def embed(

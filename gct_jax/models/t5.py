@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from gct_jax.models.products import matrix_product
+
 BUCKETS = 32
 MAX_DISTANCE = 128
 MASKED = -1e10  # added to logits: finite, so that a text of padding alone stays free of NaN
@@ -70,6 +72,18 @@ class RelativePositionBias(nn.Module):
         return jnp.take(table, bucket, axis=1)
 
 
+def linear(width: int, dtype: Any, name: str, init: Any = kernel_init) -> nn.Dense:
+    """Dense layer without a bias."""
+    return nn.Dense(
+        width,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=init,
+        dot_general=matrix_product,
+        name=name,
+    )
+
+
 class Attention(nn.Module):
     """Equation (2); `bias` [batch, heads or 1, query, key] already holds the key mask."""
 
@@ -83,7 +97,7 @@ class Attention(nn.Module):
 
         def project(name: str, init) -> jax.Array:
             width = self.heads * self.dim_head
-            y = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x)
+            y = linear(width, self.dtype, name, init)(x)
             return rearrange(y, "b n (h k) -> b n h k", h=self.heads)
 
         query_init = nn.initializers.variance_scaling(1 / self.dim_head, "fan_in", "normal")
@@ -95,9 +109,7 @@ class Attention(nn.Module):
         logits = jnp.einsum("bqhk,bnhk->bhqn", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
         y = rearrange(jnp.einsum("bhqn,bnhk->bqhk", weights, value), "b n h k -> b n (h k)")
-        return nn.Dense(
-            x.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="out"
-        )(y)
+        return linear(x.shape[-1], self.dtype, "out")(y)
 
 
 class GatedMLP(nn.Module):
@@ -109,14 +121,9 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, length, dim] -> the same."""
-
-        def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(
-                width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name=name
-            )
-
-        gate = nn.gelu(dense(self.mlp_dim, "wi_0")(x), approximate=True)
-        return dense(x.shape[-1], "wo")(gate * dense(self.mlp_dim, "wi_1")(x))
+        gate = nn.gelu(linear(self.mlp_dim, self.dtype, "wi_0")(x), approximate=True)
+        value = linear(self.mlp_dim, self.dtype, "wi_1")(x)
+        return linear(x.shape[-1], self.dtype, "wo")(gate * value)
 
 
 class EncoderLayer(nn.Module):

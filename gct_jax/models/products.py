@@ -1,0 +1,30 @@
+"""Dense layers as products of two matrices."""
+
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def matrix_product(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """The `dot_general` of a dense layer, [..., n] and [n, m] -> [..., m].
+
+    The leading axes of `x` are joined first: XLA's CPU gradients of a product of two matrices are
+    up to twice as fast as those of the same product with more axes. `dimension_numbers` are what
+    Flax asks for and hold nothing that the shapes do not say.
+    """
+    del dimension_numbers
+    y = lax.dot_general(
+        x.reshape(-1, x.shape[-1]),
+        kernel,
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
