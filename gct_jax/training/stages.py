@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gct_jax.config import ModelConfig, from_dict, to_dict
+from gct_jax.config import ModelConfig, SamplingConfig, from_dict, to_dict
 from gct_jax.errors import ConfigError
 from gct_jax.model_folder import load_model
 from gct_jax.parts import CONFIG_FIELD, PARTS, has_part
@@ -42,6 +42,11 @@ def make_stage(config: TrainConfig) -> Stage:
     )
 
 
+def _trained(config: TrainConfig) -> ModelConfig:
+    """The model without the defaults of its sampling, which may change during a run."""
+    return dataclasses.replace(config.model, sampling=SamplingConfig())
+
+
 def write_config(workdir: Path, config: TrainConfig) -> None:
     """Record the run's configuration in `workdir/config.json`.
 
@@ -51,7 +56,7 @@ def write_config(workdir: Path, config: TrainConfig) -> None:
     path = workdir / "config.json"
     if path.exists():
         earlier = read_config(workdir)
-        if (earlier.stage, earlier.model) != (config.stage, config.model):
+        if (earlier.stage, _trained(earlier)) != (config.stage, _trained(config)):
             raise ConfigError(f"{workdir} holds a run of another model; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(to_dict(config), indent=1) + "\n")
