@@ -15,6 +15,7 @@ from gct_jax.evaluation.auroc import auroc_interval
 from gct_jax.evaluation.image_quality import psnr, ssim
 
 AGE, SEX = 62, "male"
+GOOD_AUROC = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,19 @@ def side_rows(cases: Sequence[Case], detections: Mapping[str, Sequence[Detection
             )
         rows.append(row)
     return rows
+
+
+def fidelity_row(cases: Sequence[Case], found: Sequence[Detection], seed: int) -> dict:
+    """How well volumes follow their prompts, in three numbers over all findings."""
+    findings = finding_rows(cases, {"generated": found}, seed)
+    sides = side_rows(cases, {"generated": found})
+    values = [row["generated"]["value"] for row in findings]
+    return {
+        "good": sum(value >= GOOD_AUROC for value in values),
+        "mean_auroc": float(np.nanmean(values)),
+        "side_correct": sum(row["generated"] for row in sides),
+        "side_asked": sum(row["asked"] for row in sides),
+    }
 
 
 def quality(references_hu: np.ndarray, others_hu: np.ndarray) -> dict:

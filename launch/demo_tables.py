@@ -9,15 +9,17 @@ from PIL import Image, ImageDraw
 
 from gct_jax.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
+from launch.demo_measures import GOOD_AUROC
 from launch.markdown import markdown_table
 
 SOURCES = {"generated": "generated", "phantom": "phantom", "ctvit": "CT-ViT of phantom"}
-GOOD_AUROC = 0.9
 
 
 def markdown(results: dict) -> str:
     """Everything that was measured, as tables."""
     parts = [_header(results), _findings(results["findings"]), _sides(results["sides"])]
+    if results["steps"]:
+        parts.append(_steps(results["steps"]))
     parts += [_quality(results["quality"]), _swaps(results["swaps"])]
     return "\n\n".join([*parts, _diversity(results["diversity"])]) + "\n"
 
@@ -59,6 +61,14 @@ def _sides(rows: Sequence[dict]) -> str:
         shares = [_share(row[source], row["asked"]) for source in SOURCES]
         table.append([row["finding"], str(row["asked"]), *shares])
     return f"## Side correct\n\n{markdown_table(table)}"
+
+
+def _steps(rows: Sequence[dict]) -> str:
+    table = [["token decoding steps", f"findings >= {GOOD_AUROC}", "mean AUROC", "side correct"]]
+    for row in rows:
+        side = _share(row["side_correct"], row["side_asked"])
+        table.append([str(row["steps"]), str(row["good"]), f"{row['mean_auroc']:.3f}", side])
+    return f"## The same prompts in fewer or more steps\n\n{markdown_table(table)}"
 
 
 def _quality(rows: dict) -> str:

@@ -35,11 +35,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, help="instead of the model's")
     parser.add_argument("--steps", type=int, help="token decoding steps instead of the model's")
     parser.add_argument(
+        "--compare-steps",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also generate every prompt in so many token decoding steps",
+    )
+    parser.add_argument(
         "--superres", type=int, default=8, metavar="N", help="super-resolve slices of N cases (8)"
     )
     options = parser.parse_args(arguments)
     if options.prompts < 2 or options.seed < 0 or options.superres < 0:
         parser.error("--prompts must be at least 2, --seed and --superres at least 0")
+    if min([options.steps or 1, *options.compare_steps]) < 1:
+        parser.error("--steps and --compare-steps must be at least 1")
     try:
         results = evaluate(options)
     except GctError as error:
@@ -85,6 +95,15 @@ def evaluate(options: argparse.Namespace) -> str:
     if options.superres:
         quality |= _superres_quality(model, settings, cases, prompts, rebuilt, high, options)
 
+    counts = sorted({*options.compare_steps, settings.steps}) if options.compare_steps else []
+    fidelity = []
+    for steps in counts:
+        sampled = settings._replace(steps=steps)
+        sample = volumes.Generator(model, sampled, options.out / "volumes")
+        made = sample(prompts, [case.seed for case in cases], f"{steps} steps")
+        found = measures.detect_all(made, spacing, f"detectors: {steps} steps")
+        fidelity.append({"steps": steps, **measures.fidelity_row(cases, found, options.seed)})
+
     swaps, diversity = [], []
     seeds = [first + number for number in range(SWAP_SEEDS)]
     for swap in measures.SWAPS:
@@ -111,6 +130,7 @@ def evaluate(options: argparse.Namespace) -> str:
         },
         "findings": measures.finding_rows(cases, detections, options.seed),
         "sides": measures.side_rows(cases, detections),
+        "steps": fidelity,
         "quality": quality,
         "swaps": swaps,
         "diversity": diversity,

@@ -62,12 +62,16 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_demo, "SWAP_SEEDS", 2)
     out = tmp_path / "out"
     arguments = ["--model", str(model), "--out", str(out), "--prompts", "3", "--superres", "1"]
+    arguments += ["--compare-steps", "1"]
     assert evaluate_demo.main(arguments) == 0
     table = (out / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
     assert all(re.search(rf"^\| {name} \|", table, re.MULTILINE) for name in FINDINGS)
     found = json.loads((out / "metrics.json").read_text())
     assert found["run"]["prompts"] == 3 and len(found["swaps"]) == len(measures.SWAPS)
+    assert [row["steps"] for row in found["steps"]] == [1, found["run"]["steps"]]
+    sides = sum(row["generated"] for row in found["sides"])
+    assert found["steps"][-1]["side_correct"] == sides  # the model's own number of steps
     assert (out / "montage.png").stat().st_size > 500
 
     kept = {path: path.stat().st_mtime_ns for path in (out / "volumes").iterdir()}
@@ -76,11 +80,19 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     assert (out / "table.md").read_text() == table
 
 
-def test_impossible_counts_are_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "1"], "--prompts must be at least 2"),
+        (["--compare-steps", "4", "0"], "--steps and --compare-steps must be at least 1"),
+        (["--steps", "-1"], "--steps and --compare-steps must be at least 1"),
+    ],
+)
+def test_impossible_counts_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        evaluate_demo.main(["--prompts", "1"])
+        evaluate_demo.main(arguments)
     assert stop.value.code == 2
-    assert "--prompts must be at least 2" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_missing_model_is_refused(tmp_path, capsys):
