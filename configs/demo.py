@@ -112,8 +112,8 @@ def ctvit() -> TrainConfig:
         loop=LoopConfig(
             steps=1800,
             batch_size=4,
-            eval_every=250,
-            sample_every=250,
+            eval_every=900,
+            sample_every=900,
             checkpoint_every=100,
             log_every=25,
         ),
@@ -171,8 +171,8 @@ def maskgit() -> TrainConfig:
         loop=LoopConfig(
             steps=2650,
             batch_size=4,
-            eval_every=250,
-            sample_every=250,
+            eval_every=900,
+            sample_every=900,
             checkpoint_every=100,
             log_every=25,
         ),

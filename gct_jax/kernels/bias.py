@@ -10,6 +10,7 @@ expands no more of it at a time than it needs.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +56,85 @@ def expand_rows(table: jax.Array) -> jax.Array:
 def expand_frames(rows: jax.Array) -> jax.Array:
     """[heads, 2T-1, H*W, H*W] -> [heads, T*H*W, T*H*W]."""
     return rearrange(toeplitz(rows, 1), "h s t q k -> h (s q) (t k)")
+
+
+def bias_tiles(
+    bias: RelativeBias, chunk_tokens: int
+) -> tuple[Callable[[jax.Array], list[jax.Array]], int]:
+    """The bias of one chunk of queries after the other.
+
+    The bias of a frame of queries depends on the difference of frames alone: for each next frame it
+    is that of the last, moved on by a frame. So it is written out once, for all 2T-1 differences,
+    and a chunk's part is a window of that.
+
+    Args:
+      chunk_tokens: a chunk holds whole frames, as few as have that many tokens; of a single frame,
+        whole rows.
+
+    Returns:
+      Function from the number of a chunk to its bias, for each head [queries, keys]; and the number
+      of queries in a chunk.
+    """
+    table, (frames, height, width) = bias.table, bias.grid
+    if frames == 1:  # a single frame is walked row by row: the same offsets, axes swapped
+        table, (frames, height, width) = jnp.swapaxes(table, 1, 2), (height, 1, width)
+    tokens = height * width
+    together = min(frames, -(-chunk_tokens // tokens))
+
+    strips = [lax.stop_gradient(_strip(one, together)) for one in table]
+
+    def tiles(chunk: jax.Array) -> list[jax.Array]:
+        first = chunk * together
+        return [
+            _window(one, strip, first, frames, together)
+            for one, strip in zip(table, strips, strict=True)
+        ]
+
+    return tiles, together * tokens
+
+
+def _strip(table: jax.Array, together: int) -> jax.Array:
+    """[2T-1, 2H-1, 2W-1] -> [together * H*W, (2T-1) * H*W], a window of which is the bias of that
+    many frames of queries; what is outside of the table is 0."""
+    rows = jnp.flip(expand_rows(table[None])[0], axis=0)  # [2T-1 by key frame, H*W, H*W]
+    offsets, tokens = rows.shape[:2]
+    strip = rearrange(rows, "t q k -> q (t k)")
+    strip = jnp.pad(strip, ((0, 0), ((together - 1) * tokens, 0)))
+    starts = [(together - 1 - i) * tokens for i in range(together)]
+    return jnp.concatenate(
+        [lax.slice_in_dim(strip, start, start + offsets * tokens, axis=1) for start in starts]
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _window(
+    table: jax.Array, strip: jax.Array, first: jax.Array, frames: int, together: int
+) -> jax.Array:
+    """Bias of the frames first ... first + together - 1 of queries, [together * H*W, T*H*W]."""
+    tokens = strip.shape[0] // together
+    return lax.dynamic_slice_in_dim(strip, (frames - 1 - first) * tokens, frames * tokens, axis=1)
+
+
+def _window_forward(table, strip, first, frames, together):
+    return _window(table, strip, first, frames, together), (table, first)
+
+
+def _window_backward(frames, together, saved, gradient):
+    # Past the strip to the table: the strip's gradient would be as large as itself at each chunk.
+    table, first = saved
+    height, width = ((size + 1) // 2 for size in table.shape[1:])
+
+    def frame_bias(table, frame):
+        rows = lax.dynamic_slice_in_dim(table, frame, frames, axis=0)
+        rows = jnp.flip(expand_rows(rows[None])[0], axis=0)  # [key frame, H*W, H*W]
+        return rearrange(rows, "t q k -> q (t k)")
+
+    total = jnp.zeros_like(table)
+    for i in range(together):
+        part = gradient[i * height * width : (i + 1) * height * width]
+        (one,) = jax.linear_transpose(lambda t, i=i: frame_bias(t, first + i), table)(part)
+        total += one
+    return total, None, None
+
+
+_window.defvjp(_window_forward, _window_backward)

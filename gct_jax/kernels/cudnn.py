@@ -6,12 +6,11 @@ The bias is written out for one chunk of query frames at a time (`attend_chunked
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.chunked import attend_chunked
-from gct_jax.kernels.dense import visible_keys
+from gct_jax.kernels.dense import pad_null_keys, visible_keys
 
 CHUNK_TOKENS = 1024
 
@@ -54,7 +53,7 @@ def _attend(
     q, k, v, scale, bias, null_keys, key_mask, causal, first_query, *, implementation
 ) -> Array:
     if bias is not None:
-        bias = jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0))).astype(q.dtype)[None]
+        bias = pad_null_keys(bias, null_keys).astype(q.dtype)[None]
     mask = visible_keys(q.shape[1], k.shape[1], null_keys, key_mask, causal, first_query)
     return jax.nn.dot_product_attention(
         q, k, v, bias, mask, scale=scale, implementation=implementation

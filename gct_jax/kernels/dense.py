@@ -8,19 +8,25 @@ from jax import lax
 def attend_dense(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
     """Attention of a block of queries that starts at position `first_query`.
 
-    bias: [heads, queries, keys] or None.
+    bias: [heads, queries, keys], or a list of them by head, or None.
     """
     logits = scale * jnp.einsum(
         "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
     )  # [batch, heads, queries, null + keys]
     if bias is not None:
-        logits += jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0)))
+        logits += pad_null_keys(bias, null_keys)
     visible = visible_keys(q.shape[1], k.shape[1], null_keys, key_mask, causal, first_query)
     if visible is not None:
         # The lowest finite value: a row without any visible key becomes uniform, not NaN.
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def pad_null_keys(bias, null_keys):
+    """Bias as [heads, queries, null + keys], zero for the null keys."""
+    whole = bias if isinstance(bias, jax.Array) else jnp.stack(bias)
+    return jnp.pad(whole, ((0, 0), (0, 0), (null_keys, 0)))
 
 
 def visible_keys(queries, keys, null_keys, key_mask, causal, first_query):
@@ -42,15 +48,13 @@ def attend_unrolled(q, k, v, scale, bias, null_keys, key_mask, causal, first_que
     division per output instead of one per logit."""
     batch, queries, heads, _ = q.shape
     visible = visible_keys(queries, k.shape[1], null_keys, key_mask, causal, first_query)
-    if bias is not None:
-        bias = jnp.pad(bias, ((0, 0), (0, 0), (null_keys, 0)))
 
     def one(sample, head):
         logits = scale * jnp.dot(
             q[sample, :, head], k[sample, :, head].T, preferred_element_type=jnp.float32
         )
         if bias is not None:
-            logits += bias[head]
+            logits += jnp.pad(bias[head], ((0, 0), (null_keys, 0)))
         if visible is not None:
             seen = visible[sample % visible.shape[0], 0]
             logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
