@@ -3,7 +3,7 @@
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
-# Takes 85 minutes and 7 GB on two CPU cores (measured). FOLDER (default out/demo) takes the
+# Takes about 90 minutes and 7 GB on two CPU cores (its stages, measured one by one). FOLDER (default out/demo) takes the
 # rendered cases, checkpoints, metrics and sample images; stage by stage:
 #     ctvit     every case rendered at 33 x 64 x 64, twice: with its findings and with others; the
 #               tokenizer
