@@ -110,10 +110,12 @@ def side_rows(cases: Sequence[Case], detections: Mapping[str, Sequence[Detection
     return rows
 
 
-def fidelity_row(cases: Sequence[Case], found: Sequence[Detection], seed: int) -> dict:
-    """How well volumes follow their prompts, in three numbers over all findings."""
-    findings = finding_rows(cases, {"generated": found}, seed)
-    sides = side_rows(cases, {"generated": found})
+def fidelity(findings: Sequence[dict], sides: Sequence[dict]) -> dict:
+    """How well generated volumes follow their prompts, in a few numbers over all findings.
+
+    Args:
+      findings, sides: what `finding_rows` and `side_rows` say of them.
+    """
     values = [row["generated"]["value"] for row in findings]
     return {
         "good": sum(value >= GOOD_AUROC for value in values),

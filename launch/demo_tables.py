@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from gct_jax.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
-from launch.demo_measures import GOOD_AUROC
+from launch.demo_measures import GOOD_AUROC, fidelity
 from launch.markdown import markdown_table
 
 SOURCES = {"generated": "generated", "phantom": "phantom", "ctvit": "CT-ViT of phantom"}
@@ -26,17 +26,15 @@ def markdown(results: dict) -> str:
 
 def _header(results: dict) -> str:
     run = results["run"]
-    good = sum(row["generated"]["value"] >= GOOD_AUROC for row in results["findings"])
-    asked = sum(row["asked"] for row in results["sides"])
-    right = sum(row["generated"] for row in results["sides"])
+    found = fidelity(results["findings"], results["sides"])
     return (
         f"# Evaluation of model '{run['model']}'\n\n"
         f"{run['prompts']} prompts of patients that no stage has seen (case seeds from "
         f"{run['first_seed']}), {run['steps']} steps, guidance {run['guidance']:g}, model "
         f"{run['sha256'][:12]}; {run['cut_prompts']} prompts were longer than the text encoder "
         f"reads. Detectors use HU and geometry only.\n\n"
-        f"AUROC >= {GOOD_AUROC} for {good} of {len(results['findings'])} findings; "
-        f"side correct in {_share(right, asked)} of one-sided findings."
+        f"AUROC >= {GOOD_AUROC} for {found['good']} of {len(results['findings'])} findings; side "
+        f"correct in {_share(found['side_correct'], found['side_asked'])} of one-sided findings."
     )
 
 

@@ -95,14 +95,17 @@ def evaluate(options: argparse.Namespace) -> str:
     if options.superres:
         quality |= _superres_quality(model, settings, cases, prompts, rebuilt, high, options)
 
-    counts = sorted({*options.compare_steps, settings.steps}) if options.compare_steps else []
-    fidelity = []
-    for steps in counts:
-        sampled = settings._replace(steps=steps)
-        sample = volumes.Generator(model, sampled, options.out / "volumes")
+    findings = measures.finding_rows(cases, detections, options.seed)
+    sides = measures.side_rows(cases, detections)
+    by_steps = {settings.steps: measures.fidelity(findings, sides)}
+    for steps in {*options.compare_steps} - {settings.steps}:
+        sample = volumes.Generator(model, settings._replace(steps=steps), options.out / "volumes")
         made = sample(prompts, [case.seed for case in cases], f"{steps} steps")
-        found = measures.detect_all(made, spacing, f"detectors: {steps} steps")
-        fidelity.append({"steps": steps, **measures.fidelity_row(cases, found, options.seed)})
+        found = {"generated": measures.detect_all(made, spacing, f"detectors: {steps} steps")}
+        by_steps[steps] = measures.fidelity(
+            measures.finding_rows(cases, found, options.seed), measures.side_rows(cases, found)
+        )
+    compared = [{"steps": steps, **by_steps[steps]} for steps in sorted(by_steps)]
 
     swaps, diversity = [], []
     seeds = [first + number for number in range(SWAP_SEEDS)]
@@ -128,9 +131,9 @@ def evaluate(options: argparse.Namespace) -> str:
             "steps": settings.steps,
             "guidance": settings.guidance,
         },
-        "findings": measures.finding_rows(cases, detections, options.seed),
-        "sides": measures.side_rows(cases, detections),
-        "steps": fidelity,
+        "findings": findings,
+        "sides": sides,
+        "steps": compared if options.compare_steps else [],
         "quality": quality,
         "swaps": swaps,
         "diversity": diversity,

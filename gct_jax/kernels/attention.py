@@ -13,7 +13,6 @@ distinct values (`gct_jax.kernels.bias`). The backends compute the same:
     flash     a flash kernel for TPUs that reads the bias tile by tile, memory linear
 """
 
-import functools
 import math
 
 import jax
@@ -80,10 +79,9 @@ def attention(
     if backend == "chunked":
         if not _worth_unrolling(q):
             return attend_chunked(q, k, v, scale, bias, *masks)
-        products = functools.partial(
-            attend_chunked, chunk_tokens=CPU_CHUNK_TOKENS, attend=attend_unrolled
+        return attend_chunked(
+            q, k, v, scale, bias, *masks, chunk_tokens=CPU_CHUNK_TOKENS, attend=attend_unrolled
         )
-        return products(q, k, v, scale, bias, *masks)
     if backend == "cudnn":
         return attend_cudnn(q, k, v, scale, bias, *masks)
     if backend == "flash":

@@ -96,14 +96,20 @@ def bias_tiles(
 def _strip(table: jax.Array, together: int) -> jax.Array:
     """[2T-1, 2H-1, 2W-1] -> [together * H*W, (2T-1) * H*W], a window of which is the bias of that
     many frames of queries; what is outside of the table is 0."""
-    rows = jnp.flip(expand_rows(table[None])[0], axis=0)  # [2T-1 by key frame, H*W, H*W]
-    offsets, tokens = rows.shape[:2]
-    strip = rearrange(rows, "t q k -> q (t k)")
+    strip = _by_key_frame(table)
+    tokens, length = strip.shape
     strip = jnp.pad(strip, ((0, 0), ((together - 1) * tokens, 0)))
     starts = [(together - 1 - i) * tokens for i in range(together)]
     return jnp.concatenate(
-        [lax.slice_in_dim(strip, start, start + offsets * tokens, axis=1) for start in starts]
+        [lax.slice_in_dim(strip, start, start + length, axis=1) for start in starts]
     )
+
+
+def _by_key_frame(table: jax.Array) -> jax.Array:
+    """[offsets, 2H-1, 2W-1] -> [H*W queries, offsets * H*W keys], the key frames in ascending
+    order: the offset is query minus key."""
+    rows = jnp.flip(expand_rows(table[None])[0], axis=0)  # [key frame, H*W, H*W]
+    return rearrange(rows, "t q k -> q (t k)")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -125,9 +131,7 @@ def _window_backward(frames, together, saved, gradient):
     height, width = ((size + 1) // 2 for size in table.shape[1:])
 
     def frame_bias(table, frame):
-        rows = lax.dynamic_slice_in_dim(table, frame, frames, axis=0)
-        rows = jnp.flip(expand_rows(rows[None])[0], axis=0)  # [key frame, H*W, H*W]
-        return rearrange(rows, "t q k -> q (t k)")
+        return _by_key_frame(lax.dynamic_slice_in_dim(table, frame, frames, axis=0))
 
     total = jnp.zeros_like(table)
     for i in range(together):

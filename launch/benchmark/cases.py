@@ -11,7 +11,6 @@ from gct_jax.config import (
     VolumeConfig,
 )
 from gct_jax.errors import InputError
-from gct_jax.sampling.cascade import token_grid
 
 # The only arithmetic that the peer's CT-ViT knows; `interop.generatect.ctvit` has the reasons.
 PEER_CTVIT = {
@@ -67,37 +66,6 @@ def choose(sizes: str, only: list[str] | None) -> tuple[ModelConfig, list[Case]]
         names = ", ".join(case.name for case in chosen.cases)
         raise InputError(f"there is no case {unknown[0]!r}; the cases are {names}")
     return chosen.model, [case for case in chosen.cases if only is None or case.name in only]
-
-
-def input_shapes(model: ModelConfig, case: Case) -> dict[str, tuple[int, ...]]:
-    """Shapes of a case's inputs, batch 1, channels last."""
-    assert model.ctvit and model.maskgit and model.unet and model.diffusion
-    ctvit, volume = model.ctvit, model.volume
-    side = volume.image_size // ctvit.patch_size
-    if case.part == "maskgit":
-        shapes = {
-            "ids": (1, case.frames, side, side),
-            "context": (1, model.unet.max_text_len, model.maskgit.context_dim or 0),
-            "context_mask": (1, model.unet.max_text_len),
-        }
-        return shapes | ({"hidden": shapes["ids"]} if case.task == "train" else {})
-    if case.part == "ctvit":
-        if case.task == "decode":
-            return {"ids": (1, *token_grid(model, volume.slices))}
-        return {"volume": (1, volume.slices, volume.image_size, volume.image_size, ctvit.channels)}
-    if case.part == "superres":
-        image = (1, model.diffusion.image_size, model.diffusion.image_size, model.unet.channels)
-        length = model.unet.max_text_len
-        shapes = {
-            "x": image,
-            "log_snr": (1,),
-            "low_res": image,
-            "low_res_log_snr": (1,),
-            "text": (1, length, model.unet.text_embed_dim or 0),
-            "text_mask": (1, length),
-        }
-        return shapes | ({"target": image} if case.task == "train" else {})
-    return {}
 
 
 def _maskgit(task: str, frames: int, tokens_per_frame: int, peer: bool = True) -> Case:

@@ -79,7 +79,7 @@ def network(model: ModelConfig, case: Case, dtype: Any, backend: str) -> Any:
 def forward_function(
     model: ModelConfig, case: Case, dtype: Any, backend: str = "auto"
 ) -> Callable[[Arrays, Arrays], Any]:
-    """(variables, batch) -> output; `batch` is explained at `cases.input_shapes`."""
+    """(variables, batch) -> output; `batch` is explained at `prepare.input_shapes`."""
     module = network(model, case, dtype, backend)
 
     def forward(variables: Arrays, batch: Arrays) -> Any:

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 from gct_jax.config import ModelConfig
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.parts import CONFIG_FIELD, abstract_variables
-from launch.benchmark.cases import TEXT_TOKENS, Case, input_shapes
+from gct_jax.sampling.cascade import token_grid
+from launch.benchmark.cases import TEXT_TOKENS, Case
 from launch.benchmark.flops import count_flops
 from launch.benchmark.ours import abstract_call
 
@@ -68,6 +69,37 @@ def _random_weight(draw: np.random.Generator, path: tuple, leaf: Any) -> np.ndar
     if noise.ndim == 1:
         return 0.1 * noise + (0 if name.endswith("bias") else 1)
     return noise / np.sqrt(np.float32(np.prod(leaf.shape[:-1])))
+
+
+def input_shapes(model: ModelConfig, case: Case) -> dict[str, tuple[int, ...]]:
+    """Shapes of a case's inputs, batch 1, channels last."""
+    assert model.ctvit and model.maskgit and model.unet and model.diffusion
+    ctvit, volume = model.ctvit, model.volume
+    side = volume.image_size // ctvit.patch_size
+    if case.part == "maskgit":
+        shapes = {
+            "ids": (1, case.frames, side, side),
+            "context": (1, model.unet.max_text_len, model.maskgit.context_dim or 0),
+            "context_mask": (1, model.unet.max_text_len),
+        }
+        return shapes | ({"hidden": shapes["ids"]} if case.task == "train" else {})
+    if case.part == "ctvit":
+        if case.task == "decode":
+            return {"ids": (1, *token_grid(model, volume.slices))}
+        return {"volume": (1, volume.slices, volume.image_size, volume.image_size, ctvit.channels)}
+    if case.part == "superres":
+        image = (1, model.diffusion.image_size, model.diffusion.image_size, model.unet.channels)
+        length = model.unet.max_text_len
+        shapes = {
+            "x": image,
+            "log_snr": (1,),
+            "low_res": image,
+            "low_res_log_snr": (1,),
+            "text": (1, length, model.unet.text_embed_dim or 0),
+            "text_mask": (1, length),
+        }
+        return shapes | ({"target": image} if case.task == "train" else {})
+    return {}
 
 
 def random_inputs(model: ModelConfig, case: Case) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@ same."""
 
 import json
 import os
+import subprocess
 import sys
 
 import jax
@@ -15,12 +16,12 @@ from tiny_model import quick_compilation
 
 from gct_jax.errors import InputError
 from launch.benchmark import __main__ as command
-from launch.benchmark.cases import CEILING, SIZES, choose, input_shapes
+from launch.benchmark.cases import CEILING, SIZES, choose
 from launch.benchmark.chart import OURS, PEER, save_chart
 from launch.benchmark.flops import count_flops
 from launch.benchmark.measure import forget_peak, measure, peak_bytes
 from launch.benchmark.ours import abstract_call, load_call
-from launch.benchmark.prepare import input_file, prepare, weight_file
+from launch.benchmark.prepare import input_file, input_shapes, prepare, weight_file
 from launch.benchmark.process import Limits, run_guarded
 from launch.benchmark.report import compare, row_of, table
 from launch.benchmark.worker import Keeper
@@ -211,6 +212,12 @@ def test_command_writes_table_picture_and_numbers(tmp_path, capsys):
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > 1000
     assert CEILING not in [row["name"] for row in written["cases"]]
+
+
+def test_a_peers_process_does_not_carry_jax():
+    """Its memory is measured, so what it imports before its own packages counts."""
+    code = "import sys, launch.benchmark.worker; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture(scope="module")

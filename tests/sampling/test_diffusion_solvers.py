@@ -73,17 +73,21 @@ def test_dpm_solver_is_exact_for_a_constant_prediction():
         np.testing.assert_allclose(state.x, alpha * 0.3 + sigma, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver, steps", [("ancestral", 800), ("sde-dpm++", 100)])
-def test_stochastic_sampling_draws_from_the_data_distribution(solver, steps):
-    key = jax.random.key(0)
-    shape = (1, 64, 64, 1)
-    result = solve(
+def sampled(seed, side, log_snrs, solver):
+    """An image of side x side independent draws."""
+    key, shape = jax.random.key(seed), (1, side, side, 1)
+    return solve(
         jax.random.normal(key, shape),
         denoise=exact_denoiser,
         step_noise=lambda step: jax.random.normal(jax.random.fold_in(key, step), shape),
-        log_snrs=log_snr_cosine(time_grid(steps)),
+        log_snrs=log_snrs,
         solver=solver,
     )
+
+
+@pytest.mark.parametrize("solver, steps", [("ancestral", 800), ("sde-dpm++", 100)])
+def test_stochastic_sampling_draws_from_the_data_distribution(solver, steps):
+    result = sampled(0, 64, log_snr_cosine(time_grid(steps)), solver)
     assert abs(result.mean() - MEAN) < 4 * STD / 64
     assert abs(result.std() / STD - 1) < 0.03
 
@@ -92,15 +96,7 @@ def test_second_order_of_the_stochastic_solver_needs_fewer_steps():
     """Error of the standard deviation in 30 steps, with the noise of a whole population."""
 
     def error(solver):
-        key = jax.random.key(1)
-        shape = (1, 128, 128, 1)
-        result = solve(
-            jax.random.normal(key, shape),
-            denoise=exact_denoiser,
-            step_noise=lambda step: jax.random.normal(jax.random.fold_in(key, step), shape),
-            log_snrs=jnp.linspace(-8, 8, 31),
-            solver=solver,
-        )
+        result = sampled(1, 128, jnp.linspace(-8, 8, 31), solver)
         return abs(result.std() / STD - 1)
 
     assert error("sde-dpm++") < error("ancestral") / 2
