@@ -91,9 +91,10 @@ def _even_ticks(values: Sequence[float]) -> list[float]:
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
     """Numbers of the series 1, 2, 5, 10, ... whose range holds all positive values."""
-    powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [round(factor * 10.0**power, 10) for power in powers for factor in (1, 2, 5)]
-    inside = [tick for tick in ticks if min(values) < tick < max(values)]
+    # A decade more at either end: log10 of a number just below a power of ten is that power.
+    first = math.floor(math.log10(min(values))) - 1
+    last = math.ceil(math.log10(max(values))) + 1
+    ticks = [float(f"{factor}e{power}") for power in range(first, last) for factor in (1, 2, 5)]
     below = max(tick for tick in ticks if tick <= min(values))
-    above = min(tick for tick in [*ticks, 10 * ticks[-1]] if tick >= max(values))
-    return sorted({below, *inside, above})
+    above = min(tick for tick in ticks if tick >= max(values) and tick > below)
+    return [tick for tick in ticks if below <= tick <= above]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -18,10 +18,12 @@ def test_even_ticks_hold_all_values_at_equal_distances(values):
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
-@given(st.lists(st.floats(1e-3, 1e4), min_size=2, max_size=5))
+@given(st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=5))
+@example([10000.0, 9999.999999999998])
 def test_log_ticks_hold_all_values(values):
     ticks = _log_ticks(values)
     assert ticks[0] <= min(values) and max(values) <= ticks[-1]
+    assert ticks[0] < ticks[-1]
     assert ticks == sorted(set(ticks))
 
 
