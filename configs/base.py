@@ -42,6 +42,7 @@ def ctvit() -> TrainConfig:
             steps=100_000, batch_size=4, eval_every=1000, sample_every=1000, checkpoint_every=1000
         ),
         data=DataConfig(cases=50_000, held_out=64),
+        recompute=True,
         ctvit=CTViTTraining(adversarial=True, perceptual_weight=1.0),
     )
 
@@ -59,6 +60,7 @@ def maskgit() -> TrainConfig:
             steps=4_000_000, batch_size=8, eval_every=2000, sample_every=2000, checkpoint_every=2000
         ),
         data=DataConfig(cases=50_000, held_out=64),
+        recompute=True,
         maskgit=MaskGitTraining(text_drop=0.25, gradient_shrink=0.1),
     )
 

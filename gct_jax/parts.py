@@ -22,15 +22,19 @@ def has_part(config: ModelConfig, part: str) -> bool:
     return getattr(config, CONFIG_FIELD[part]) is not None
 
 
-def build_part(config: ModelConfig, part: str, dtype: Any = jnp.float32) -> Any:
+def build_part(config: ModelConfig, part: str, dtype: Any = jnp.float32, **attributes: Any) -> Any:
     """The Flax module of one part, computing in `dtype`.
+
+    Args:
+      attributes: of the module, beside those that the config has.
 
     Raises:
       ModelFolderError: the model has no such part.
     """
     if not has_part(config, part):
         raise ModelFolderError(f"model '{config.name}' has no part '{part}'")
-    return _module_class(part)(**module_fields(getattr(config, CONFIG_FIELD[part])), dtype=dtype)
+    fields = module_fields(getattr(config, CONFIG_FIELD[part]))
+    return _module_class(part)(**fields, dtype=dtype, **attributes)
 
 
 def _module_class(part: str) -> Any:

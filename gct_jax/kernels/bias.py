@@ -58,9 +58,13 @@ def expand_frames(rows: jax.Array) -> jax.Array:
     return rearrange(toeplitz(rows, 1), "h s t q k -> h (s q) (t k)")
 
 
-def bias_tiles(
-    bias: RelativeBias, chunk_tokens: int
-) -> tuple[Callable[[jax.Array], list[jax.Array]], int]:
+def tokens_per_chunk(bias: RelativeBias, chunk_tokens: int) -> int:
+    """Queries of one chunk of `bias_tiles`, at least `chunk_tokens` if there are as many."""
+    _, (_, height, width), together = _by_frame(bias, chunk_tokens)
+    return together * height * width
+
+
+def bias_tiles(bias: RelativeBias, chunk_tokens: int) -> Callable[[jax.Array], list[jax.Array]]:
     """The bias of one chunk of queries after the other.
 
     The bias of a frame of queries depends on the difference of frames alone: for each next frame it
@@ -72,15 +76,9 @@ def bias_tiles(
         whole rows.
 
     Returns:
-      Function from the number of a chunk to its bias, for each head [queries, keys]; and the number
-      of queries in a chunk.
+      Function from the number of a chunk to its bias, for each head [queries, keys].
     """
-    table, (frames, height, width) = bias.table, bias.grid
-    if frames == 1:  # a single frame is walked row by row: the same offsets, axes swapped
-        table, (frames, height, width) = jnp.swapaxes(table, 1, 2), (height, 1, width)
-    tokens = height * width
-    together = min(frames, -(-chunk_tokens // tokens))
-
+    table, (frames, _, _), together = _by_frame(bias, chunk_tokens)
     strips = [lax.stop_gradient(_strip(one, together)) for one in table]
 
     def tiles(chunk: jax.Array) -> list[jax.Array]:
@@ -90,7 +88,15 @@ def bias_tiles(
             for one, strip in zip(table, strips, strict=True)
         ]
 
-    return tiles, together * tokens
+    return tiles
+
+
+def _by_frame(bias: RelativeBias, chunk_tokens: int) -> tuple[jax.Array, tuple[int, int, int], int]:
+    """Table and grid, and the frames in a chunk; a single frame is walked row by row."""
+    table, (frames, height, width) = bias.table, bias.grid
+    if frames == 1:  # the same offsets, axes swapped
+        table, (frames, height, width) = jnp.swapaxes(table, 1, 2), (height, 1, width)
+    return table, (frames, height, width), min(frames, -(-chunk_tokens // (height * width)))
 
 
 def _strip(table: jax.Array, together: int) -> jax.Array:

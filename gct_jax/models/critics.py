@@ -27,6 +27,7 @@ class TokenCritic(nn.Module):
     dim_head: int
     context_dim: int | None = None
     backend: str = "auto"
+    recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -50,6 +51,7 @@ class TokenCritic(nn.Module):
             attend="all",
             causal_peg=False,
             backend=self.backend,
+            recompute=self.recompute,
             dtype=self.dtype,
             name="transformer",
         )(x, None, context, context_mask, token_mask)

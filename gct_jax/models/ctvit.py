@@ -127,6 +127,7 @@ class CTViT(nn.Module):
       temporal_peg: "grid", or "interleaved" for published weights (see `PositionConvolution`).
       patch_norm: "output" normalises embedded patches only, so that their density in HU reaches
         the network; "both" normalises raw patches too, for published weights.
+      recompute: of the transformers' layers, see `Transformer`.
       dtype: computation type; parameters, norms, softmax and codebook are float32.
 
     Volumes are [batch, depth, height, width, channels], HU / 1000 in [-1, 1]. Any depth that
@@ -145,6 +146,7 @@ class CTViT(nn.Module):
     temporal_attention: str = "causal"
     temporal_peg: str = "grid"
     patch_norm: str = "output"
+    recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -158,6 +160,7 @@ class CTViT(nn.Module):
                 self.heads,
                 self.dim_head,
                 attend="space",
+                recompute=self.recompute,
                 dtype=self.dtype,
             )
 
@@ -170,6 +173,7 @@ class CTViT(nn.Module):
                 attend="time",
                 causal=self.temporal_attention == "causal",
                 peg_layout=self.temporal_peg,
+                recompute=self.recompute,
                 dtype=self.dtype,
             )
 

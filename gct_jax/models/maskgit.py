@@ -73,6 +73,7 @@ class MaskGit(nn.Module):
       context_dim: width of the text embeddings, None for an unconditional model.
       gradient_shrink: factor on the gradient of the embeddings; the published model used 0.1.
       backend: of the attention, see `gct_jax.kernels.attention.attention`.
+      recompute: of the transformer's layers, see `Transformer`.
       dtype: computation type; parameters and logits are float32.
     """
 
@@ -85,6 +86,7 @@ class MaskGit(nn.Module):
     context_dim: int | None = None
     gradient_shrink: float = 1.0
     backend: str = "auto"
+    recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -102,6 +104,7 @@ class MaskGit(nn.Module):
             attend="all",
             causal_peg=False,
             backend=self.backend,
+            recompute=self.recompute,
             dtype=self.dtype,
         )
         self.to_logits = nn.Dense(

@@ -3,7 +3,25 @@
 from typing import Any
 
 import jax
+from flax import linen as nn
 from jax import lax
+
+
+def linear(
+    features: int,
+    dtype: Any,
+    name: str | None = None,
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init,
+) -> nn.Dense:
+    """Dense layer without a bias."""
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        dot_general=matrix_product,
+        name=name,
+    )
 
 
 def matrix_product(

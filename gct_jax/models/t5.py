@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from gct_jax.models.products import matrix_product
+from gct_jax.models.products import linear
 
 BUCKETS = 32
 MAX_DISTANCE = 128
@@ -72,18 +72,6 @@ class RelativePositionBias(nn.Module):
         return jnp.take(table, bucket, axis=1)
 
 
-def linear(width: int, dtype: Any, name: str, init: Any = kernel_init) -> nn.Dense:
-    """Dense layer without a bias."""
-    return nn.Dense(
-        width,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=init,
-        dot_general=matrix_product,
-        name=name,
-    )
-
-
 class Attention(nn.Module):
     """Equation (2); `bias` [batch, heads or 1, query, key] already holds the key mask."""
 
@@ -109,7 +97,7 @@ class Attention(nn.Module):
         logits = jnp.einsum("bqhk,bnhk->bhqn", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
         y = rearrange(jnp.einsum("bhqn,bnhk->bqhk", weights, value), "b n h k -> b n (h k)")
-        return linear(x.shape[-1], self.dtype, "out")(y)
+        return linear(x.shape[-1], self.dtype, "out", kernel_init)(y)
 
 
 class GatedMLP(nn.Module):
@@ -121,9 +109,9 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, length, dim] -> the same."""
-        gate = nn.gelu(linear(self.mlp_dim, self.dtype, "wi_0")(x), approximate=True)
-        value = linear(self.mlp_dim, self.dtype, "wi_1")(x)
-        return linear(x.shape[-1], self.dtype, "wo")(gate * value)
+        gate = nn.gelu(linear(self.mlp_dim, self.dtype, "wi_0", kernel_init)(x), approximate=True)
+        value = linear(self.mlp_dim, self.dtype, "wi_1", kernel_init)(x)
+        return linear(x.shape[-1], self.dtype, "wo", kernel_init)(gate * value)
 
 
 class EncoderLayer(nn.Module):

@@ -28,7 +28,8 @@ from jax import lax
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.models.positions import PositionConvolution
-from gct_jax.models.products import matrix_product
+from gct_jax.models.products import linear
+from gct_jax.models.recomputation import recomputed
 
 COSINE_SCALE = 8.0
 
@@ -51,11 +52,6 @@ def layer_norm(name: str | None, dtype: jnp.dtype, use_bias: bool = True) -> nn.
     return nn.LayerNorm(
         epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
     )
-
-
-def linear(features: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
-    """Dense layer without a bias."""
-    return nn.Dense(features, use_bias=False, dtype=dtype, dot_general=matrix_product, name=name)
 
 
 class KeysValues(NamedTuple):
@@ -224,6 +220,7 @@ class Transformer(nn.Module):
       causal: with attend="time", a frame sees itself and earlier frames only.
       causal_peg, peg_layout: see `PositionConvolution`.
       backend: see `gct_jax.kernels.attention.attention`.
+      recompute: the backward pass computes each layer again instead of keeping it.
       dtype: computation type.
     """
 
@@ -237,6 +234,7 @@ class Transformer(nn.Module):
     causal_peg: bool = True
     peg_layout: str = "grid"
     backend: str = "auto"
+    recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -291,7 +289,9 @@ class Transformer(nn.Module):
         else:
             contexts = context
         for layer, layer_context in zip(self.layers, contexts, strict=True):
-            x = layer(x, bias, layer_context, context_mask, token_mask)
+            arguments = x, bias, layer_context, context_mask, token_mask
+            recompute = self.recompute and not self.is_initializing()
+            x = recomputed(layer, *arguments) if recompute else layer(*arguments)
         return self.norm_out(x)
 
     def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:

@@ -162,11 +162,14 @@ class TrainConfig:
 
     `dtype` "float32" or "bfloat16": the networks compute in it. Parameters, optimizer, averages,
     norms, softmax, codebook and losses stay float32.
+    `recompute`: the backward pass of CT-ViT and MaskGIT computes each layer again instead of
+    keeping it: a fraction of the memory, for another forward pass.
     """
 
     stage: str
     model: ModelConfig
     dtype: str = "float32"
+    recompute: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     data: DataConfig = DataConfig()

@@ -104,7 +104,7 @@ def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Ar
     at; through the raw latents it would outweigh the normalised commitment by their length. For
     the first `continuous_steps` the decoder sees the directions themselves.
     """
-    network: Any = build_part(config.model, "ctvit", config.dtype)
+    network: Any = build_part(config.model, "ctvit", config.dtype, recompute=config.recompute)
     if config.ctvit.commitment == "reference":
         out: CTViTOutput = network.apply(variables, volume)
         return out

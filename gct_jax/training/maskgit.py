@@ -46,7 +46,8 @@ Metrics = dict[str, jax.Array]
 
 def models(config: TrainConfig) -> tuple[Any, Any]:
     """MaskGIT and the critic that the run trains with it, or None."""
-    fields = module_fields(config.model.maskgit) | {"dtype": config.dtype}
+    fields = module_fields(config.model.maskgit)
+    fields |= {"dtype": config.dtype, "recompute": config.recompute}
     maskgit = MaskGit(**fields, gradient_shrink=config.maskgit.gradient_shrink)
     if config.maskgit.critic == "token":
         return maskgit, TokenCritic(**fields)

@@ -33,6 +33,7 @@ class Case:
       part: network, see `gct_jax.parts`; "demo" is the whole command with the demo model.
       task: "forward", "encode", "decode", "train" (forward, backward, Adam), or "generate".
       frames: token frames of a MaskGIT input.
+      recompute: a training step that computes layers again instead of keeping them.
       peer: package to compare with, None for ours alone.
     """
 
@@ -41,6 +42,7 @@ class Case:
     part: str
     task: str
     frames: int = 0
+    recompute: bool = False
     peer: str | None = None
 
 
@@ -68,16 +70,18 @@ def choose(sizes: str, only: list[str] | None) -> tuple[ModelConfig, list[Case]]
     return chosen.model, [case for case in chosen.cases if only is None or case.name in only]
 
 
-def _maskgit(task: str, frames: int, tokens_per_frame: int, peer: bool = True) -> Case:
+def _maskgit(task: str, frames: int, tokens_per_frame: int, alone: bool = False) -> Case:
+    """Forward pass or training step of so many tokens; alone, in the memory-saving form."""
     tokens = frames * tokens_per_frame
     title = {"forward": "MaskGIT forward", "train": "MaskGIT training step"}[task]
     return Case(
         f"maskgit_{task}_{tokens}",
-        f"{title}, {tokens:,} tokens",
+        f"{title}, {tokens:,} tokens" + (", recomputing" if alone else ""),
         "maskgit",
         task,
         frames,
-        "phenaki-pytorch" if peer else None,
+        recompute=alone,
+        peer=None if alone else "phenaki-pytorch",
     )
 
 
@@ -90,7 +94,7 @@ def _cases(volume: str, image: str, frames: tuple[int, ...], per_frame: int) -> 
         Case("ctvit_decode", f"CT-ViT decode, {volume}", "ctvit", "decode", peer=phenaki),
         Case("unet_forward", f"U-Net step, {image}", "superres", "forward", peer=imagen),
         _maskgit("train", frames[0], per_frame),
-        _maskgit("train", frames[-1], per_frame, peer=False),
+        _maskgit("train", frames[-1], per_frame, alone=True),
         Case("ctvit_train", f"CT-ViT training step, {volume}", "ctvit", "train", peer=phenaki),
         Case("unet_train", f"U-Net training step, {image}", "superres", "train", peer=imagen),
         Case(DEMO, "generate, demo model, whole command", "demo", "generate"),

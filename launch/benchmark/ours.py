@@ -11,11 +11,10 @@ import numpy as np
 import optax
 from safetensors.numpy import load_file
 
-from gct_jax.config import ModelConfig, module_fields
+from gct_jax.config import ModelConfig
 from gct_jax.corruption.masking import masked_cross_entropy
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.models.ctvit import CTViT
-from gct_jax.models.maskgit import MaskGit
 from gct_jax.models.quantizer import ema_update
 from gct_jax.parts import CONFIG_FIELD, abstract_variables, build_part
 from launch.benchmark.cases import SIZES, Case
@@ -46,11 +45,11 @@ def make_call(
 ) -> Callable[[], Any]:
     """A call without arguments that waits for its result. A training step goes on from the last."""
     if case.task != "train":
-        forward = jax.jit(forward_function(model, case, dtype)).lower(variables, batch).compile()
-        return finished(forward, variables, batch)
+        forward = jax.jit(forward_function(case, network(model, case, dtype)))
+        return finished(forward.lower(variables, batch).compile(), variables, batch)
     optimizer = optax.adam(**ADAM)
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
-    step = train_function(model, case, dtype)
+    step = train_function(case, network(model, case, dtype, recompute=case.recompute))
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     holder = [state]  # whose arrays are given away with each step
 
@@ -66,21 +65,21 @@ def finished(program: Callable, *arguments: Any) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(program(*arguments))
 
 
-def network(model: ModelConfig, case: Case, dtype: Any, backend: str) -> Any:
+def network(
+    model: ModelConfig, case: Case, dtype: Any, backend: str = "auto", recompute: bool = False
+) -> Any:
     """The case's module; `backend` is that of MaskGIT's attention."""
-    if case.part != "maskgit":
+    if case.part == "superres":
         return build_part(model, case.part, dtype)
-    assert model.maskgit
+    if case.part == "ctvit":
+        return build_part(model, case.part, dtype, recompute=recompute)
     shrink = GRADIENT_SHRINK if case.task == "train" else 1.0
-    fields = module_fields(model.maskgit)
-    return MaskGit(**fields, gradient_shrink=shrink, backend=backend, dtype=dtype)
+    options = {"gradient_shrink": shrink, "backend": backend, "recompute": recompute}
+    return build_part(model, case.part, dtype, **options)
 
 
-def forward_function(
-    model: ModelConfig, case: Case, dtype: Any, backend: str = "auto"
-) -> Callable[[Arrays, Arrays], Any]:
+def forward_function(case: Case, module: Any) -> Callable[[Arrays, Arrays], Any]:
     """(variables, batch) -> output; `batch` is explained at `prepare.input_shapes`."""
-    module = network(model, case, dtype, backend)
 
     def forward(variables: Arrays, batch: Arrays) -> Any:
         if case.task == "encode":
@@ -95,19 +94,15 @@ def forward_function(
     return forward
 
 
-def train_function(
-    model: ModelConfig, case: Case, dtype: Any, backend: str = "auto"
-) -> Callable[[Any, Arrays], Any]:
+def train_function(case: Case, module: Any) -> Callable[[Any, Arrays], Any]:
     """((variables, Adam's state), batch) -> (their successors, loss)."""
-    module = network(model, case, dtype, backend)
-    forward = forward_function(model, case, dtype, backend)
+    forward = forward_function(case, module)
     optimizer = optax.adam(**ADAM)
 
     def loss_fn(params: Any, rest: Arrays, batch: Arrays) -> tuple[jax.Array, Any]:
         variables = {**rest, "params": params}
         if case.part == "maskgit":
-            assert model.maskgit
-            shown = jnp.where(batch["hidden"], model.maskgit.num_tokens, batch["ids"])
+            shown = jnp.where(batch["hidden"], module.num_tokens, batch["ids"])
             logits = forward(variables, {**batch, "ids": shown})
             return masked_cross_entropy(logits, batch["ids"], batch["hidden"]), None
         if case.part == "ctvit":
@@ -135,10 +130,11 @@ def abstract_call(model: ModelConfig, case: Case, batch: Arrays) -> tuple:
     """The case as a function and its abstract arguments. Attention is the dense one, so that no
     recomputation of a memory-saving backend passes for work."""
     variables = abstract_variables(model, case.part)
+    module = network(model, case, jnp.float32, "dense")
     if case.task != "train":
-        return forward_function(model, case, jnp.float32, "dense"), variables, batch
+        return forward_function(case, module), variables, batch
     adam = jax.eval_shape(optax.adam(**ADAM).init, variables["params"])
-    return train_function(model, case, jnp.float32, "dense"), (variables, adam), batch
+    return train_function(case, module), (variables, adam), batch
 
 
 def ceiling(sizes: str, dtype: str, repeats: int = 5) -> dict[str, float]:

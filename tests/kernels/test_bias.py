@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from gct_jax.kernels.bias import RelativeBias, bias_matrix, bias_tiles
+from gct_jax.kernels.bias import RelativeBias, bias_matrix, bias_tiles, tokens_per_chunk
 
 HEADS = 2
 
@@ -18,7 +18,8 @@ def table_of(grid):
 
 def chunk_rows(table, grid, chunk_tokens):
     """All chunks below one another, [heads, queries, keys]."""
-    tiles, size = bias_tiles(RelativeBias(table, grid), chunk_tokens)
+    bias = RelativeBias(table, grid)
+    tiles, size = bias_tiles(bias, chunk_tokens), tokens_per_chunk(bias, chunk_tokens)
     queries = int(np.prod(grid))
     chunks = [jnp.stack(tiles(jnp.int32(i))) for i in range(-(-queries // size))]
     return jnp.concatenate(chunks, axis=1)[:, :queries]
@@ -45,4 +46,5 @@ def test_chunks_are_rows_of_the_matrix_with_its_gradient(grid, chunk_tokens):
 
 @pytest.mark.parametrize(("chunk_tokens", "expected"), [(1, 6), (7, 12), (13, 18), (99, 30)])
 def test_a_chunk_holds_whole_frames(chunk_tokens, expected):
-    assert bias_tiles(RelativeBias(table_of((5, 2, 3)), (5, 2, 3)), chunk_tokens)[1] == expected
+    bias = RelativeBias(table_of((5, 2, 3)), (5, 2, 3))
+    assert tokens_per_chunk(bias, chunk_tokens) == expected

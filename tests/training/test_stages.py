@@ -52,6 +52,41 @@ def test_a_frozen_text_encoder_has_no_optimizer_and_is_exported():
     assert set(maskgit.trained_parts(config, state)) == {"maskgit", "t5"}
 
 
+@pytest.mark.parametrize("stage", ["ctvit", "maskgit"])
+def test_recomputed_layers_change_no_gradient(stage):
+    rng = np.random.default_rng(2)
+    config = getattr(tiny, stage)()
+    start = {
+        part: jax.tree.map(jnp.asarray, random_variables(config.model, part))
+        for part in ("ctvit", "maskgit", "t5")
+    }
+    module = {"ctvit": ctvit, "maskgit": maskgit}[stage]
+    state = module.init_state(config, KEY, start)
+    batch = {
+        "volume": rng.uniform(-1, 1, (2, 5, 16, 16, 1)).astype(np.float32),
+        "token_ids": rng.integers(0, 32, (2, 3, 2, 2), dtype=np.int32),
+        "text_ids": rng.integers(1, 128, (2, 48), dtype=np.int32),
+    }
+
+    def loss(params, config):
+        if stage == "ctvit":
+            return ctvit.generator_loss(params["ctvit"], state, config, batch["volume"], KEY)[0]
+        return maskgit.loss_fn(params, state.extra, config, batch, KEY, 0.1)[0]
+
+    gradients = [
+        jax.jit(jax.grad(functools.partial(loss, config=override(config, [f"recompute={flag}"]))))(
+            state.params
+        )
+        for flag in (False, True)
+    ]
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(
+            other, one, atol=1e-5 * max(1, float(np.abs(one).max()))
+        ),
+        *gradients,
+    )
+
+
 def test_random_squares_show_the_same_place():
     rng = np.random.default_rng(3)
     low = rng.uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
