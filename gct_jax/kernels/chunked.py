@@ -17,6 +17,9 @@ from gct_jax.kernels.dense import attend_dense
 
 UNBIASED_CHUNK = 256
 
+# (queries [batch, chunk, heads, dim_head], number of the chunk) -> their output
+ChunkFn = Callable[[Array, Array], Array]
+
 
 def attend_chunked(
     q: Array,
@@ -45,36 +48,55 @@ def attend_chunked(
     padded = jnp.pad(q, ((0, 0), (0, chunks * chunk - queries), (0, 0), (0, 0)))
     blocks = rearrange(padded, "b (n q) h d -> n b q h d", n=chunks)
 
-    def attend_block(block: Array, index: Array, operands: tuple) -> Array:
-        k, v, key_mask, tiles = operands
-        tile = None if tiles is None else tiles(index)
-        return attend(block, k, v, scale, tile, null_keys, key_mask, causal, index * chunk)
+    def chunk_attention(
+        k: Array, v: Array, bias: RelativeBias | None, key_mask: Array | None
+    ) -> ChunkFn:
+        tiles = None if bias is None else bias_tiles(bias, chunk_tokens)
 
-    def open_bias(k: Array, v: Array, bias: RelativeBias | None, key_mask: Array | None) -> tuple:
-        return k, v, key_mask, None if bias is None else bias_tiles(bias, chunk_tokens)
+        def attend_chunk(block: Array, index: Array) -> Array:
+            tile = None if tiles is None else tiles(index)
+            return attend(block, k, v, scale, tile, null_keys, key_mask, causal, index * chunk)
 
-    def side_by_side(blocks: Array, *given: Any) -> Array:
-        operands = open_bias(*given)
-        step = jax.checkpoint(lambda block, index: attend_block(block, index, operands))
-        return lax.map(lambda xs: step(*xs), (blocks, jnp.arange(chunks)))
+        return attend_chunk
+
+    walk = _side_by_side if q.dtype != v.dtype else _in_place
+    out = walk(chunk_attention)(blocks, k, v, bias, key_mask)
+    return rearrange(out, "n b q h d -> b (n q) h d")[:, :queries]
+
+
+def _side_by_side(chunk_attention: Callable[..., ChunkFn]) -> Callable[..., Array]:
+    """(blocks [chunks, ...], operands) -> what each block becomes, differentiable: the backward
+    pass computes a chunk again."""
+
+    def walk(blocks: Array, *operands: Any) -> Array:
+        step = jax.checkpoint(chunk_attention(*operands))
+        return lax.map(lambda xs: step(*xs), (blocks, jnp.arange(len(blocks))))
+
+    return walk
+
+
+def _in_place(chunk_attention: Callable[..., ChunkFn]) -> Callable[..., Array]:
+    """The same, a chunk's output in the place of its queries.
+
+    Outputs of their own begin as zeros, and XLA makes those of all layers before the first one:
+    14 MB each for 6,464 tokens of 512 channels.
+    """
 
     @jax.custom_vjp
-    def in_place(blocks: Array, *given: Any) -> Array:
-        operands = open_bias(*given)
+    def walk(blocks: Array, *operands: Any) -> Array:
+        step = chunk_attention(*operands)
 
         def body(index: Array, blocks: Array) -> Array:
             block = lax.dynamic_index_in_dim(blocks, index, keepdims=False)
-            out = attend_block(block, index, operands)
-            return lax.dynamic_update_index_in_dim(blocks, out, index, axis=0)
+            return lax.dynamic_update_index_in_dim(blocks, step(block, index), index, axis=0)
 
-        return lax.fori_loop(0, chunks, body, blocks)
+        return lax.fori_loop(0, len(blocks), body, blocks)
 
-    # A chunk's output takes the place of its queries. Outputs of their own begin as zeros, and XLA
-    # makes those of all layers before the first one: 14 MB each for 6,464 tokens of 512 channels.
-    in_place.defvjp(
-        lambda *given: (in_place(*given), given),
-        lambda given, gradient: jax.vjp(side_by_side, *given)[1](gradient),
-    )
-    walk = in_place if q.dtype == v.dtype else side_by_side
-    out = walk(blocks, k, v, bias, key_mask)
-    return rearrange(out, "n b q h d -> b (n q) h d")[:, :queries]
+    def forward(*given: Any) -> tuple[Array, tuple]:
+        return walk(*given), given
+
+    def backward(given: tuple, gradient: Array) -> tuple:
+        return jax.vjp(_side_by_side(chunk_attention), *given)[1](gradient)
+
+    walk.defvjp(forward, backward)
+    return walk

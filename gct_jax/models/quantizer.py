@@ -25,6 +25,8 @@ from jax import lax
 
 from gct_jax.models.transformer import l2_normalize
 
+CHUNK_TOKENS = 512  # 16 MiB of similarities with 8,192 codes
+
 # {"embedding": [codes, dim] float32, "cluster_size": [codes] float32}
 Codebook = dict[str, Any]
 
@@ -40,8 +42,17 @@ def cosine_similarity(latents: jax.Array, embedding: jax.Array) -> jax.Array:
 
 
 def nearest_codes(latents: jax.Array, embedding: jax.Array) -> jax.Array:
-    """Equation (1): [..., dim] latents and [codes, dim] rows -> [...] int32."""
-    return jnp.argmax(cosine_similarity(latents, embedding), axis=-1).astype(jnp.int32)
+    """Equation (1): [batch, ..., dim] latents and [codes, dim] rows -> [batch, ...] int32.
+
+    Similarities are held for `CHUNK_TOKENS` latents of each sample at a time, not for the volume.
+    """
+    flat = lax.stop_gradient(latents).reshape(latents.shape[0], -1, latents.shape[-1])
+
+    def nearest(latents: jax.Array) -> jax.Array:  # [batch, dim]: the batch stays on its devices
+        return jnp.argmax(cosine_similarity(latents, embedding), axis=-1).astype(jnp.int32)
+
+    ids = lax.map(nearest, flat.swapaxes(0, 1), batch_size=CHUNK_TOKENS)  # [tokens, batch]
+    return ids.swapaxes(0, 1).reshape(latents.shape[:-1])
 
 
 def straight_through(latents: jax.Array, codes: jax.Array) -> jax.Array:

@@ -290,8 +290,8 @@ class Transformer(nn.Module):
             contexts = context
         for layer, layer_context in zip(self.layers, contexts, strict=True):
             arguments = x, bias, layer_context, context_mask, token_mask
-            recompute = self.recompute and not self.is_initializing()
-            x = recomputed(layer, *arguments) if recompute else layer(*arguments)
+            again = self.recompute and not self.is_initializing()
+            x = recomputed(layer, *arguments) if again else layer(*arguments)
         return self.norm_out(x)
 
     def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:

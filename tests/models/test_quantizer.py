@@ -86,6 +86,19 @@ def random_batch(seed=0, tokens=(4, 6), dim=5, codes=7):
 update = jax.jit(quantizer.ema_update, static_argnames="weighting")
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 3), (3, 4), (7,)])
+def test_nearest_codes_in_chunks_are_those_of_all_similarities(monkeypatch, shape):
+    monkeypatch.setattr(quantizer, "CHUNK_TOKENS", 4)
+    rng = np.random.default_rng(7)
+    latents = rng.normal(size=(*shape, 6)).astype(np.float32)
+    rows = rng.normal(size=(9, 6)).astype(np.float32)
+    ids = quantizer.nearest_codes(latents, rows)
+    assert ids.dtype == jnp.int32
+    np.testing.assert_array_equal(
+        ids, (latents @ (rows / np.linalg.norm(rows, axis=1)[:, None]).T).argmax(-1)
+    )
+
+
 def test_count_weighting_is_a_running_mean_over_valid_tokens():
     codebook, latents, ids = random_batch()
     mask = np.arange(6) < np.array([[6], [4], [0], [6]])
