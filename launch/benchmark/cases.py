@@ -31,9 +31,9 @@ class Case:
       name: for `--only` and the JSON.
       title: for the table.
       part: network, see `gct_jax.parts`; "demo" is the whole command with the demo model.
-      task: "forward", "encode", "decode", "train" (forward, backward, Adam), or "generate".
+      task: "forward", "encode", "decode", "train" (forward, backward, Adam; layers are computed
+        again in the backward pass, as in configs/base.py), or "generate".
       frames: token frames of a MaskGIT input.
-      recompute: a training step that computes layers again instead of keeping them.
       peer: package to compare with, None for ours alone.
     """
 
@@ -42,7 +42,6 @@ class Case:
     part: str
     task: str
     frames: int = 0
-    recompute: bool = False
     peer: str | None = None
 
 
@@ -70,18 +69,16 @@ def choose(sizes: str, only: list[str] | None) -> tuple[ModelConfig, list[Case]]
     return chosen.model, [case for case in chosen.cases if only is None or case.name in only]
 
 
-def _maskgit(task: str, frames: int, tokens_per_frame: int, alone: bool = False) -> Case:
-    """Forward pass or training step of so many tokens; alone, in the memory-saving form."""
+def _maskgit(task: str, frames: int, tokens_per_frame: int) -> Case:
     tokens = frames * tokens_per_frame
     title = {"forward": "MaskGIT forward", "train": "MaskGIT training step"}[task]
     return Case(
         f"maskgit_{task}_{tokens}",
-        f"{title}, {tokens:,} tokens" + (", recomputing" if alone else ""),
+        f"{title}, {tokens:,} tokens",
         "maskgit",
         task,
         frames,
-        recompute=alone,
-        peer=None if alone else "phenaki-pytorch",
+        "phenaki-pytorch",
     )
 
 
@@ -94,7 +91,7 @@ def _cases(volume: str, image: str, frames: tuple[int, ...], per_frame: int) -> 
         Case("ctvit_decode", f"CT-ViT decode, {volume}", "ctvit", "decode", peer=phenaki),
         Case("unet_forward", f"U-Net step, {image}", "superres", "forward", peer=imagen),
         _maskgit("train", frames[0], per_frame),
-        _maskgit("train", frames[-1], per_frame, alone=True),
+        _maskgit("train", frames[-1], per_frame),
         Case("ctvit_train", f"CT-ViT training step, {volume}", "ctvit", "train", peer=phenaki),
         Case("unet_train", f"U-Net training step, {image}", "superres", "train", peer=imagen),
         Case(DEMO, "generate, demo model, whole command", "demo", "generate"),

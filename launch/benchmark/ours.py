@@ -49,7 +49,7 @@ def make_call(
         return finished(forward.lower(variables, batch).compile(), variables, batch)
     optimizer = optax.adam(**ADAM)
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
-    step = train_function(case, network(model, case, dtype, recompute=case.recompute))
+    step = train_function(case, network(model, case, dtype, recompute=True))
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     holder = [state]  # whose arrays are given away with each step
 
