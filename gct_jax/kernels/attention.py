@@ -23,6 +23,7 @@ from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.cudnn import attend_cudnn
 from gct_jax.kernels.dense import attend_dense, attend_unrolled
 from gct_jax.kernels.flash import attend_flash, fits_flash
+from gct_jax.kernels.target import target_platform
 
 BACKENDS = ("auto", "dense", "unrolled", "chunked", "cudnn", "flash")
 # Above this many logits per head, walking over chunks is the faster way on a CPU as well as the
@@ -92,7 +93,7 @@ def attention(
 
 def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
     """The backend of "auto" for queries [batch, n, heads, dim] and so many logits per head."""
-    platform = _platform()
+    platform = target_platform()
     if logits > DENSE_LOGITS_LIMIT:
         if platform == "tpu" and fits_flash(bias):
             return "flash"
@@ -104,10 +105,4 @@ def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
 
 def _worth_unrolling(q: jax.Array) -> bool:
     """Whether each sample and head may have a matrix product of its own."""
-    return q.shape[0] * q.shape[2] <= UNROLLED_PRODUCTS and _platform() == "cpu"
-
-
-def _platform() -> str:
-    """What the program is for. Under a mesh its devices count: they may be elsewhere."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    return q.shape[0] * q.shape[2] <= UNROLLED_PRODUCTS and target_platform() == "cpu"

@@ -18,10 +18,12 @@ from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
+from gct_jax.models.convolutions import convolution
+
 
 def conv(features: int, kernel: int, **options: Any) -> nn.Conv:
     """Square convolution that keeps the image size."""
-    return nn.Conv(features, (kernel, kernel), **options)
+    return nn.Conv(features, (kernel, kernel), conv_general_dilated=convolution, **options)
 
 
 class GroupNorm(nn.Module):

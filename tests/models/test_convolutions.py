@@ -1,0 +1,69 @@
+"""The filter gradient as matrix products, against XLA's and in closed form."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from gct_jax.models import convolutions
+from gct_jax.models.convolutions import convolution, filter_gradient
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 6, 5, 3), 3), ((1, 7, 4, 2), 5), ((3, 1, 8, 1), 7)]
+)
+def test_gradients_equal_those_of_the_convolution(monkeypatch, shape, window, dtype):
+    monkeypatch.setattr(convolutions, "BAND_PIXELS", 20)
+    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=(*shape[:3], n)), dtype) for n in (shape[3], 4))
+    kernel = jnp.asarray(rng.normal(size=(window, window, shape[3], 4)), dtype)
+
+    def gradients(conv):
+        def loss(x, kernel):
+            y = conv(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return jnp.vdot(y.astype(jnp.float32), weight.astype(jnp.float32))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.1
+    for ours, expected in zip(
+        gradients(convolution), gradients(lax.conv_general_dilated), strict=True
+    ):
+        assert ours.dtype == expected.dtype == dtype
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance
+        )
+
+
+def test_filter_gradient_of_one_pixel_is_its_neighbourhood():
+    x = np.random.default_rng(1).normal(size=(1, 5, 6, 2)).astype(np.float32)
+    gradient = np.zeros((1, 5, 6, 1), np.float32)
+    gradient[0, 2, 3] = 1
+    found = filter_gradient(jnp.asarray(x), jnp.asarray(gradient), 3)
+    np.testing.assert_array_equal(found[..., 0], x[0, 1:4, 2:5])
+
+
+@pytest.mark.parametrize("options", [{"strides": 2}, {"padding": "VALID"}, {"kernel_size": (4, 4)}])
+def test_other_convolutions_are_left_to_xla(monkeypatch, options):
+    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
+    layer = functools.partial(nn.Conv, 3, **{"kernel_size": (3, 3)} | options)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 8, 8, 2)), jnp.float32)
+    variables = layer().init(jax.random.key(0), x)
+    ours, plain = (
+        jax.make_jaxpr(jax.grad(lambda v, m=module: m.apply(v, x).sum()))(variables)
+        for module in (layer(conv_general_dilated=convolution), layer())
+    )
+    assert str(ours) == str(plain)
+
+
+def test_memory_is_that_of_a_band():
+    x = jax.ShapeDtypeStruct((1, 256, 256, 8), jnp.float32)
+    program = jax.jit(functools.partial(filter_gradient, window=3)).lower(x, x).compile()
+    image = 256 * 256 * 8 * 4
+    assert program.memory_analysis().temp_size_in_bytes < 3 * image  # two padded copies and a band
