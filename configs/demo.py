@@ -63,7 +63,7 @@ def model() -> ModelConfig:
             dim_head=96,
         ),
         t5=T5Config(
-            vocab_size=640, dim=128, depth=3, heads=4, dim_head=32, mlp_dim=256, max_length=96
+            vocab_size=1024, dim=128, depth=3, heads=4, dim_head=32, mlp_dim=256, max_length=72
         ),
         unet=UNetConfig(
             dim=16,
@@ -77,7 +77,7 @@ def model() -> ModelConfig:
             mid_cross_attn_heads=4,
             mid_cross_attn_dim_head=16,
             text_embed_dim=128,
-            max_text_len=96,
+            max_text_len=72,
             resnet_groups=(8, 8, 8),
             init_cross_embed_kernel_sizes=(3, 7),
         ),
@@ -147,7 +147,7 @@ def t5() -> TrainConfig:
             ema_decay=0.99,
         ),
         loop=LoopConfig(
-            steps=800, batch_size=32, eval_every=200, checkpoint_every=200, log_every=25
+            steps=1400, batch_size=32, eval_every=350, checkpoint_every=350, log_every=25
         ),
         data=DataConfig(cases=200_000, held_out=256),
         t5=T5Training(attributes=ATTRIBUTES, classes=CLASSES),

@@ -39,7 +39,7 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"(position_bias|spatial_bias)/(hidden_0|out)/kernel$", REPLICATED),
     (r"(peg|to_score|context_gate/position|\w+_local)/kernel$", REPLICATED),
     (r"codebook/(embedding|cluster_size)$", REPLICATED),
-    (r"reader/classifiers$", REPLICATED),
+    (r"reader/(classifiers|queries)$", REPLICATED),
     (r"/ns_coeffs$", REPLICATED),  # Muon's polynomial
     # transformers: heads and hidden units over "tensor", back to the residual stream
     (r"(query|key|value|gate|wide|wi_\d)/kernel$", COLUMNS),

@@ -86,8 +86,10 @@ class Tokenizer:
 
 
 def train_vocabulary(sentences: Iterable[str], path: str | Path, size: int) -> None:
-    """Train a unigram vocabulary of at most `size` pieces and write it to `path`.
+    """Train a byte-pair vocabulary of at most `size` pieces and write it to `path`.
 
+    Byte pairs, because reports repeat few words: SentencePiece's unigram model seeds its pieces
+    with substrings that several different words share, so that "upper" itself is never one.
     Case is folded and digits stand alone, because neither the case of a report nor the pairing of
     an age's digits carries meaning that a small vocabulary should spend pieces on.
 
@@ -100,6 +102,7 @@ def train_vocabulary(sentences: Iterable[str], path: str | Path, size: int) -> N
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
+            model_type="bpe",
             vocab_size=size,
             hard_vocab_limit=False,
             character_coverage=1.0,

@@ -41,6 +41,13 @@ def test_no_word_of_the_reports_is_unknown(tokenizer):
     assert not any((tokenizer.encode(text, 96).ids == 2).any() for text in SENTENCES)
 
 
+def test_words_of_the_reports_are_pieces(tmp_path):
+    train_vocabulary(SENTENCES, tmp_path / "tokenizer.model", 200)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    pieces = processor.encode("large left pleural effusion", out_type=str)
+    assert pieces == ["▁large", "▁left", "▁pleural", "▁effusion"]
+
+
 def test_case_does_not_matter(tokenizer):
     text = SENTENCES[0]
     np.testing.assert_array_equal(

@@ -1,20 +1,26 @@
 """Reads attributes of a report out of its text embeddings; used to train the text encoder only.
 
-With y_j the embeddings of the words of a text and u_ac the unit vector of class c of attribute a:
+With y_j the embeddings of the words of a text, u_ac the unit vector of class c of attribute a and
+q_a its unit query, each attribute is read twice, without attention and with it:
 
-    logits_ac = u_ac . mean over j of y_j                                                  (1)
+    mean_ac     = u_ac . mean over j of y_j                                                (1)
+    attended_ac = u_ac . sum over j of softmax_j(q_a . y_j) y_j                            (2)
 
-The mean, because attention that has not learnt where to look yet sees just that; unit vectors,
-because longer ones would make up for differences too faint for another network to notice.
+(1), because attention that has not learnt where to look yet sees just the mean; (2), because a
+mean of fifty words has no room for who is left and who is right of many findings, and the words of
+a finding do. Unit vectors, because longer ones would make up for differences too faint for another
+network to notice.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+MASKED = -1e10  # added to logits of padding
+
 
 class AttributeReader(nn.Module):
-    """Equation (1).
+    """Equations (1) and (2).
 
     Attributes:
       attributes: number of attributes.
@@ -25,19 +31,28 @@ class AttributeReader(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, text: jax.Array, text_mask: jax.Array) -> jax.Array:
-        """Class logits of every attribute.
+    def __call__(self, text: jax.Array, text_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Class logits of every attribute, read from the mean and by attention.
 
         Args:
           text: float32 [batch, length, dim].
           text_mask: bool [batch, length], True at words.
 
         Returns:
-          float32 [batch, attributes, classes].
+          Two float32 [batch, attributes, classes].
         """
-        shape = (self.attributes, self.classes, text.shape[-1])
-        classifiers = self.param("classifiers", nn.initializers.normal(1.0), shape)
+        dim, normal = text.shape[-1], nn.initializers.normal(1.0)
+        classifiers = self.param("classifiers", normal, (self.attributes, self.classes, dim))
         classifiers /= jnp.linalg.norm(classifiers, axis=-1, keepdims=True)
+        queries = self.param("queries", normal, (self.attributes, dim))
+        queries /= jnp.linalg.norm(queries, axis=-1, keepdims=True)
+
         words = text_mask[..., None]
         mean = jnp.sum(text, axis=1, where=words) / jnp.maximum(words.sum(1), 1)  # [batch, dim]
-        return jnp.einsum("acd,bd->bac", classifiers, mean)
+        logits = jnp.einsum("ad,bjd->baj", queries, text)
+        shares = jax.nn.softmax(logits + jnp.where(text_mask, 0.0, MASKED)[:, None], axis=-1)
+        attended = jnp.einsum("baj,bjd->bad", shares, text)  # [batch, attributes, dim]
+        return (
+            jnp.einsum("acd,bd->bac", classifiers, mean),
+            jnp.einsum("acd,bad->bac", classifiers, attended),
+        )

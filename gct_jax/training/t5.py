@@ -3,9 +3,9 @@
 MaskGIT's loss alone teaches a text encoder slowly, since a word like "left" moves few tokens of
 a volume. Reports whose content is known are cheap, so T5 first learns to make it readable: with
 attributes a of a report (which finding, on which side, where, how large) and the classifiers of
-`gct_jax.models.attribute_reader`
+`gct_jax.models.attribute_reader`, which read the mean of the words or attend to them,
 
-    L = -mean over the stated attributes of log p(a | text)                                 (1)
+    L = -mean over the stated attributes of log p_mean(a | text) + log p_attended(a | text) (1)
 
 The classifiers are thrown away afterwards; MaskGIT's stage goes on training T5.
 """
@@ -67,13 +67,16 @@ def loss_fn(
     text_ids, attributes = batch["text_ids"], batch["attributes"]
     t5: Any = build_part(config.model, "t5", config.dtype)
     text = t5.apply({"params": params["t5"]}, text_ids)  # [b, l, e]
-    logits: Any = reader(config).apply({"params": params["reader"]}, text, text_ids > 0)
+    read: Any = reader(config).apply({"params": params["reader"]}, text, text_ids > 0)
     stated = attributes >= 0
     count = jnp.maximum(stated.sum(), 1)
-    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, attributes.clip(0))
-    loss = jnp.sum(entropies, where=stated) / count
-    right = jnp.sum((logits.argmax(-1) == attributes) & stated) / count
-    return loss, {"loss": loss, "accuracy": right}
+    metrics, loss = {}, jnp.float32(0)
+    for name, logits in zip(("mean", "attended"), read, strict=True):  # [b, a, classes]
+        entropies = optax.softmax_cross_entropy_with_integer_labels(logits, attributes.clip(0))
+        loss += jnp.sum(entropies, where=stated) / count
+        right = (logits.argmax(-1) == attributes) & stated
+        metrics[f"accuracy/{name}"] = right.sum() / count
+    return loss, {"loss": loss, **metrics}
 
 
 def train_step(
