@@ -16,8 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e10  # added to logits of padding
-
 
 class AttributeReader(nn.Module):
     """Equations (1) and (2).
@@ -50,7 +48,7 @@ class AttributeReader(nn.Module):
         words = text_mask[..., None]
         mean = jnp.sum(text, axis=1, where=words) / jnp.maximum(words.sum(1), 1)  # [batch, dim]
         logits = jnp.einsum("ad,bjd->baj", queries, text)
-        shares = jax.nn.softmax(logits + jnp.where(text_mask, 0.0, MASKED)[:, None], axis=-1)
+        shares = jax.nn.softmax(logits, axis=-1, where=text_mask[:, None])
         attended = jnp.einsum("baj,bjd->bad", shares, text)  # [batch, attributes, dim]
         return (
             jnp.einsum("acd,bd->bac", classifiers, mean),

@@ -34,9 +34,8 @@ def convolution(
     height, width, *channels = kernel.shape
     square = height == width and 1 < width <= LARGEST_WINDOW and width % 2
     keeps_size = padding == "SAME" and set(window_strides) == {1}
-    if not (square and keeps_size and min(channels) >= FEWEST_CHANNELS):
-        return convolve(x, kernel)
-    if target_platform() != "cpu":
+    wide = min(channels) >= FEWEST_CHANNELS
+    if not (square and keeps_size and wide and target_platform() == "cpu"):
         return convolve(x, kernel)
 
     @jax.custom_vjp

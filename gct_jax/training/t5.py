@@ -5,7 +5,7 @@ a volume. Reports whose content is known are cheap, so T5 first learns to make i
 attributes a of a report (which finding, on which side, where, how large) and the classifiers of
 `gct_jax.models.attribute_reader`, which read the mean of the words or attend to them,
 
-    L = -mean over the stated attributes of log p_mean(a | text) + log p_attended(a | text) (1)
+    L = -mean over the stated a of [log p_mean(a | text) + log p_attended(a | text)]        (1)
 
 The classifiers are thrown away afterwards; MaskGIT's stage goes on training T5.
 """
