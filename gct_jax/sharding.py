@@ -110,6 +110,21 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """`x` [batch, ...] held to `BATCH` within a mesh, so that activations stay with their samples.
+
+    Networks call it between their layers. Left to itself XLA's partitioner splits activations along
+    other axes too, which costs transfers and, on meshes with all three axes, gave wrong gradients.
+    Without a mesh, or with one that has other axes, `x` is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH[0]) <= set(mesh.auto_axes):
+        return x
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH[0]):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays from this process's part of a batch, split over ("data", "fsdp")."""
     sharding = NamedSharding(mesh, BATCH)

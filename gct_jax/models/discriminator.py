@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from gct_jax.models.transformer import Attention
+from gct_jax.sharding import constrain_batch
 
 
 class DiscriminatorBlock(nn.Module):
@@ -33,7 +34,7 @@ class DiscriminatorBlock(nn.Module):
             layer = nn.Conv(
                 self.width, (size, size), stride, padding=pad, dtype=self.dtype, name=name
             )
-            return layer(inputs)
+            return constrain_batch(layer(inputs))
 
         residual = conv("residual", 1, x, stride=2 if self.halve else 1)
         x = nn.leaky_relu(conv("conv_0", 3, x), 0.1)

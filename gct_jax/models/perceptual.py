@@ -14,6 +14,7 @@ import numpy as np
 from einops import rearrange
 
 from gct_jax.errors import ModelFolderError
+from gct_jax.sharding import constrain_batch
 
 # Convolutions of each stage; a 2x2 max pool ends every stage.
 STAGES = (2, 2, 3, 3, 3)
@@ -58,10 +59,10 @@ class VGG16Features(nn.Module):
         for stage, (width, layers) in enumerate(zip(self.widths, STAGES, strict=True)):
             for layer in range(layers):
                 x = nn.Conv(width, (3, 3), padding=1, name=f"conv_{stage}_{layer}")(x)
-                x = nn.relu(x)
+                x = nn.relu(constrain_batch(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = rearrange(adaptive_average_pool(x, POOLED_SIZE), "b h w c -> b (h w c)")
-        x = nn.relu(nn.Dense(self.classifier_width, name="dense_0")(x))
+        x = nn.relu(constrain_batch(nn.Dense(self.classifier_width, name="dense_0")(x)))
         return nn.relu(nn.Dense(self.classifier_width, name="dense_1")(x))
 
 

@@ -19,6 +19,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from gct_jax.models.products import linear
+from gct_jax.sharding import constrain_batch
 
 BUCKETS = 32
 MAX_DISTANCE = 128
@@ -150,7 +151,7 @@ class Encoder(nn.Module):
             layer = EncoderLayer(
                 self.heads, self.dim_head, self.mlp_dim, self.dtype, name=f"layers_{i}"
             )
-            x = layer(x, bias)
+            x = constrain_batch(layer(x, bias))
         return RMSNorm(self.dtype, name="encoder_norm")(x)
 
 

@@ -30,6 +30,7 @@ from gct_jax.kernels.bias import RelativeBias
 from gct_jax.models.positions import PositionConvolution
 from gct_jax.models.products import linear
 from gct_jax.models.recomputation import recomputed
+from gct_jax.sharding import constrain_batch
 
 COSINE_SCALE = 8.0
 
@@ -288,10 +289,11 @@ class Transformer(nn.Module):
             contexts = [context] * self.depth
         else:
             contexts = context
+        x = constrain_batch(x)
         for layer, layer_context in zip(self.layers, contexts, strict=True):
             arguments = x, bias, layer_context, context_mask, token_mask
             again = self.recompute and not self.is_initializing()
-            x = recomputed(layer, *arguments) if again else layer(*arguments)
+            x = constrain_batch(recomputed(layer, *arguments) if again else layer(*arguments))
         return self.norm_out(x)
 
     def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax import Array
 
 from gct_jax.models.convolutions import convolution
+from gct_jax.sharding import constrain_batch
 
 
 def conv(features: int, kernel: int, **options: Any) -> nn.Conv:
@@ -66,7 +67,7 @@ class Block(nn.Module):
         if scale_shift is not None:
             scale, shift = jnp.split(scale_shift[:, None, None], 2, axis=-1)
             x = x * (scale + 1) + shift
-        return conv(self.features, 3, dtype=self.dtype, name="conv")(nn.silu(x))
+        return constrain_batch(conv(self.features, 3, dtype=self.dtype, name="conv")(nn.silu(x)))
 
 
 class GlobalContext(nn.Module):
@@ -82,7 +83,8 @@ class GlobalContext(nn.Module):
         weights = jax.nn.softmax(logits, axis=(1, 2)).astype(self.dtype)  # [batch, h, w]
         pooled = jnp.einsum("bhwc,bhw->bc", x, weights)
         hidden = nn.Dense(max(3, channels // 2), dtype=self.dtype, name="hidden")(pooled)
-        gate = nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="gate")(nn.silu(hidden)))
+        hidden = nn.silu(constrain_batch(hidden))
+        gate = nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="gate")(hidden))
         return gate[:, None, None]
 
 
@@ -118,7 +120,7 @@ class ResnetBlock(nn.Module):
             hidden = hidden * GlobalContext(dtype=self.dtype, name="context_gate")(hidden)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="residual")(x)
-        return x + hidden
+        return constrain_batch(x + hidden)
 
 
 class CrossEmbed(nn.Module):

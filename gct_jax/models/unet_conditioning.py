@@ -20,6 +20,7 @@ from gct_jax.models.unet_attention import (
     project,
     split_heads,
 )
+from gct_jax.sharding import constrain_batch
 
 
 class NoiseLevelEmbedding(nn.Module):
@@ -40,7 +41,8 @@ class NoiseLevelEmbedding(nn.Module):
         level = log_snr.astype(jnp.float32)[:, None]
         angle = 2 * math.pi * level * frequencies  # float32: angles reach hundreds of radians
         features = jnp.concatenate([level, jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        hidden = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(features))
+        hidden = nn.Dense(self.width, dtype=self.dtype, name="hidden")(features)
+        hidden = nn.silu(constrain_batch(hidden))
         vector = nn.Dense(self.width, dtype=self.dtype, name="vector")(hidden)
         tokens = nn.Dense(self.num_tokens * self.token_dim, dtype=self.dtype, name="tokens")(hidden)
         return vector, rearrange(tokens, "b (n d) -> b n d", n=self.num_tokens)
@@ -150,7 +152,8 @@ class TextConditioning(nn.Module):
                 name="pool",
             )(tokens)
         vector = layer_norm("vector_norm", self.dtype)(tokens.mean(axis=1))
-        vector = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="vector_hidden")(vector))
+        vector = nn.Dense(self.width, dtype=self.dtype, name="vector_hidden")(vector)
+        vector = nn.silu(constrain_batch(vector))
         vector = nn.Dense(self.width, dtype=self.dtype, name="vector")(vector)
         return jnp.where(keep[:, None], vector, null_vector.astype(self.dtype)), tokens
 
@@ -204,4 +207,5 @@ class Conditioning(nn.Module):
             )(text, text_mask, keep_text)
             vector = vector + text_vector
             tokens = jnp.concatenate([tokens, text_tokens], axis=1)
-        return vector, layer_norm("norm", self.dtype)(tokens)
+        tokens = layer_norm("norm", self.dtype)(tokens)
+        return constrain_batch(vector), constrain_batch(tokens)
