@@ -17,6 +17,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.parts import PARTS, abstract_variables
 from gct_jax.sharding import make_mesh, parameter_spec, shard_batch, state_shardings
 from gct_jax.training import ctvit, maskgit, superres, t5
+from gct_jax.training.optimizer import apply_gradients, make_optimizer
 from gct_jax.training.stages import make_stage
 
 KEY = jax.random.key(1)
@@ -126,3 +127,31 @@ def test_loss_and_gradient_are_those_of_one_device(stage):
     eight = results(make_mesh((2, 2, 2)))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max() + 1e-7)
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_updates_are_those_of_one_device(algorithm):
+    config = override(tiny.maskgit(), [f"optimizer.algorithm={algorithm}"])
+    rng = np.random.default_rng(0)
+    params = {
+        part: random_variables(config.model, part)["params"] for part in ("ctvit", "superres")
+    }
+    gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    optimizer = make_optimizer(config.optimizer, config.loop.steps)
+
+    def results(mesh):
+        state = jax.device_put(
+            optimizer.init(params), state_shardings(optimizer.init(params), mesh)
+        )
+        placed, slopes = (
+            jax.device_put(tree, state_shardings(tree, mesh)) for tree in (params, gradients)
+        )
+        with jax.set_mesh(mesh):
+            return jax.device_get(
+                quick_jit(apply_gradients, static_argnums=0)(optimizer, slopes, state, placed)[0]
+            )
+
+    one = results(make_mesh((1, 1, 1)))
+    eight = results(make_mesh((2, 2, 2)))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
