@@ -5,6 +5,8 @@
 The real TPU compiler (package libtpu, `pip install 'gct_jax[tpu]'`) says how many bytes of each
 chip's memory a program takes, which collectives it uses and how long it expects to run; nothing is
 run. Writes OUT.json and OUT.md and prints the table. A program that does not fit is a result too.
+Programs take minutes each: with `--only`, the others that OUT.json holds of the same topology, mesh
+and batches stay.
 """
 
 import argparse
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except GctError as error:
         print(f"launch.tpu_compile: error: {error}", file=sys.stderr)
         return 2
+    if options.out and options.out.with_suffix(".json").exists():
+        earlier = json.loads(options.out.with_suffix(".json").read_text())
+        results = with_earlier(results, earlier)
     text = markdown(results)
     print(text)
     if options.out:
@@ -162,6 +167,14 @@ def compiled_facts(lower: Callable[[], Any], kind: str) -> dict[str, Any]:
         "collectives": dict(collections.Counter(COLLECTIVES.findall(compiled.as_text()))),
         "compile_seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def with_earlier(results: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """`results` with the programs that only `earlier` results of the same settings hold."""
+    if {**results, "programs": None} != {**earlier, "programs": None}:
+        return results
+    rows = {row["program"]: row for row in (*earlier["programs"], *results["programs"])}
+    return {**results, "programs": [rows[name] for name in PROGRAMS if name in rows]}
 
 
 def markdown(results: dict[str, Any]) -> str:

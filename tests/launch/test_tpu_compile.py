@@ -76,6 +76,18 @@ def test_table():
     assert "| train superres | needs 20G of 15.75G |" in text
 
 
+def test_earlier_programs_stay_if_their_settings_are_the_same():
+    def results(mesh, **gigabytes):
+        rows = [{"program": name, "gigabytes": value} for name, value in gigabytes.items()]
+        return {"topology": "v5e:2x4", "mesh": mesh, "programs": rows}
+
+    earlier = results([2, 4, 1], superres=3, sample=1)
+    both = tpu_compile.with_earlier(results([2, 4, 1], sample=2), earlier)
+    assert both == results([2, 4, 1], sample=2, superres=3)
+    other = results([8, 1, 1], sample=2)
+    assert tpu_compile.with_earlier(other, earlier) == other
+
+
 def test_without_libtpu(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert tpu_compile.main([]) == 2
