@@ -114,7 +114,8 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     """`x` [batch, ...] held to `BATCH` within a mesh, so that activations stay with their samples.
 
     Networks call it between their layers. Left to itself XLA's partitioner splits activations along
-    other axes too, which costs transfers and, on meshes with all three axes, gave wrong gradients.
+    other axes too, which costs transfers and, on meshes with all three axes, gave wrong gradients
+    (jax 0.10.2: that of `a` in `x @ a @ b`, both laid out as `COLUMNS`, with samples exchanged).
     Without a mesh, or with one that has other axes, `x` is returned as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
