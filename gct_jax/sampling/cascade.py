@@ -20,6 +20,7 @@ import numpy as np
 
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.host_memory import give_back_freed_memory
 from gct_jax.model_folder import Model
 from gct_jax.models import ctvit as tokenizer
 from gct_jax.parts import build_part, has_part
@@ -149,6 +150,7 @@ def generate_volumes(
     )
     volumes, pixel_mm = low.volumes, config.volume.pixel_spacing_mm
     if settings.superres:
+        give_back_freed_memory()  # what compiling left: the U-Net needs the most
         with _timed(seconds, "superres"):
             volumes = super_resolve(
                 model, volumes, low.text, low.text_mask, key_list, settings, on_progress
