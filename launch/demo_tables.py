@@ -32,7 +32,9 @@ def _header(results: dict) -> str:
         f"{run['prompts']} prompts of patients that no stage has seen (case seeds from "
         f"{run['first_seed']}), {run['steps']} steps, guidance {run['guidance']:g}, model "
         f"{run['sha256'][:12]}; {run['cut_prompts']} prompts were longer than the text encoder "
-        f"reads. Detectors use HU and geometry only.\n\n"
+        "reads. Detectors are weighted sums of HU measurements in regions of the anatomy, fitted "
+        "to renderings of other phantoms (`launch.fit_detectors`), to nothing that a network "
+        "made.\n\n"
         f"AUROC >= {GOOD_AUROC} for {found['good']} of {len(results['findings'])} findings; side "
         f"correct in {_share(found['side_correct'], found['side_asked'])} of one-sided findings."
     )
@@ -47,8 +49,8 @@ def _findings(rows: Sequence[dict]) -> str:
         table.append([row["finding"], str(row["positives"]), *cells])
     return (
         "## AUROC per finding (95 % bootstrap interval)\n\n"
-        "The columns to the right are the detectors' own limits: the same cases as rendered, and "
-        f"as CT-ViT rebuilds them.\n\n{markdown_table(table)}"
+        "The columns to the right are the limits of the detectors and of the tokenizer: the same "
+        f"cases as rendered, and as CT-ViT rebuilds them.\n\n{markdown_table(table)}"
     )
 
 

@@ -68,7 +68,7 @@ def test_every_finding_has_a_finite_score_even_in_an_empty_volume():
     for hu in (volume(300), np.full(volume(300).shape, -1000, np.int16)):
         found = detect(hu, SPACING_MM)
         assert tuple(found.score) == FINDINGS
-        assert found.left_minus_right.keys() == SIDED.keys()
+        assert tuple(found.left_minus_right) == SIDED
         assert np.isfinite([*found.score.values(), *found.left_minus_right.values()]).all()
 
 

@@ -1,0 +1,153 @@
+"""Fit the detectors of `launch.evaluate_demo` to rendered phantoms.
+
+    python -m launch.fit_detectors --workdir out/detectors
+
+Renders cases that neither training nor evaluation uses, each with two lists of findings, measures
+every rendering and a smoothed copy of it (a model's volume is smoother than a rendering), fits the
+weights and writes data_pipelines/phantom/detectors.npz. Prints how well they read as many further
+cases as `--held-out` says. Measurements are kept in WORKDIR, so that an interrupted run continues;
+they take 20 minutes on one core.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from data_pipelines.phantom.case import (
+    Description,
+    case_from_findings,
+    sample_description,
+    twin_description,
+)
+from data_pipelines.phantom.chest_measurements import Measurements, measure
+from data_pipelines.phantom.chest_regions import PIXEL_MM, SLICE_MM, read_chest
+from data_pipelines.phantom.detector_fit import fit, sides_of_all
+from data_pipelines.phantom.detectors import (
+    SHIPPED,
+    SIDED,
+    Weights,
+    both_sides,
+    standardise,
+)
+from data_pipelines.phantom.findings import FINDINGS
+from data_pipelines.phantom.grid import Grid
+from data_pipelines.phantom.render import render
+from gct_jax.errors import GctError
+from gct_jax.evaluation.auroc import auroc
+from gct_jax.files import replace_when_done
+from launch.markdown import markdown_table
+
+FIRST_SEED = 1_500_000_000
+GRID = Grid(33, 64, 64, SLICE_MM, PIXEL_MM)
+SMOOTHING = (0.4, 0.7, 0.7)  # standard deviation in voxels
+SHARD = 64
+ROWS = 4  # of a case: rendered, smoothed; the same with other findings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="launch.fit_detectors",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cases", type=int, default=1024, help="to fit, twice each (1024)")
+    parser.add_argument("--held-out", type=int, default=128, help="to read afterwards (128)")
+    parser.add_argument("--workdir", type=Path, default=Path("out/detectors"))
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="weights (those in use)")
+    parser.add_argument("--processes", type=int, default=2, help="that measure (2)")
+    options = parser.parse_args(arguments)
+    if options.cases < 2 or options.held_out < 1 or options.processes < 1:
+        parser.error("--cases must be at least 2, --held-out and --processes at least 1")
+    try:
+        print(fit_and_read(options))
+    except GctError as error:
+        print(f"launch.fit_detectors: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def fit_and_read(options: argparse.Namespace) -> str:
+    """Everything; returns a Markdown table after writing the weights."""
+    cases = options.cases + options.held_out
+    measured = measure_cases(cases, options.workdir, options.processes)
+    described = describe(cases)
+    first = ROWS * options.cases
+    weights = fit(Measurements(*(part[:first] for part in measured)), described[:first])
+    with replace_when_done(options.out) as path:
+        np.savez_compressed(path, allow_pickle=False, **weights._asdict())
+    return read_table(
+        weights, Measurements(*(part[first:] for part in measured)), described[first:]
+    )
+
+
+def describe(cases: int) -> list[Description]:
+    """What is wrong with each row of `measure_cases`."""
+    rows = []
+    for seed in range(FIRST_SEED, FIRST_SEED + cases):
+        first, second = sample_description(seed), twin_description(seed)
+        rows += [first, first, second, second]
+    return rows
+
+
+def measure_cases(cases: int, folder: Path, processes: int) -> Measurements:
+    """Measurements [ROWS * cases, ...] of cases from `FIRST_SEED`, kept in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    # Forked processes would inherit JAX's threads
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for first in tqdm(range(0, cases, SHARD), "measuring", unit=f"{SHARD} cases"):
+            count = min(SHARD, cases - first)
+            path = folder / f"measured_{first:06d}_{count}.npz"
+            if not path.exists():
+                volumes = [volume for n in range(count) for volume in _volumes(first + n)]
+                rows = list(pool.map(_measure, volumes, chunksize=8))
+                stacked = Measurements(*map(np.stack, zip(*rows, strict=True)))
+                with replace_when_done(path) as target:
+                    np.savez(target, allow_pickle=False, **stacked._asdict())
+            with np.load(path) as arrays:
+                shards.append([arrays[name] for name in Measurements._fields])
+    return Measurements(*map(np.concatenate, zip(*shards, strict=True)))
+
+
+def _volumes(number: int) -> list[np.ndarray]:
+    seed = FIRST_SEED + number
+    rows = []
+    for description in (sample_description(seed), twin_description(seed)):
+        rendered = np.asarray(render(case_from_findings(seed, *description).anatomy, GRID))
+        volume = np.clip(rendered, -1000, 1000).astype(np.float32)
+        rows += [volume, ndimage.gaussian_filter(volume, SMOOTHING)]
+    return rows
+
+
+def _measure(volume_hu: np.ndarray) -> Measurements:
+    return measure(read_chest(volume_hu, (SLICE_MM, PIXEL_MM, PIXEL_MM)))
+
+
+def read_table(weights: Weights, measured: Measurements, described: list[Description]) -> str:
+    """Markdown: AUROC and right sides of the rendered and of the smoothed rows."""
+    inputs = standardise(both_sides(measured), weights.presence_mean, weights.presence_spread)
+    scores = inputs @ weights.presence.T + weights.bias
+    difference = standardise(measured.left - measured.right, 0.0, weights.side_spread)
+    evidence = difference @ weights.side.T
+    rows = []
+    for number, name in enumerate(FINDINGS):
+        labels = np.array([any(f.name == name for f in one.findings) for one in described])
+        row = [name, *(f"{auroc(labels[k::2], scores[k::2, number]):.2f}" for k in (0, 1))]
+        sides = sides_of_all(described, name)
+        for k in (0, 1):
+            asked = [i for i in range(k, len(sides), 2) if sides[i] and name in SIDED]
+            told = [(evidence[i, SIDED.index(name)] > 0) == (sides[i] == "left") for i in asked]
+            row.append(f"{sum(told)} of {len(told)}" if told else "")
+        rows.append(row)
+    return markdown_table([["finding", "AUROC", "smoothed", "side", "smoothed"], *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
