@@ -11,6 +11,7 @@ they take 20 minutes on one core.
 
 import argparse
 import sys
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,17 +29,11 @@ from data_pipelines.phantom.case import (
 from data_pipelines.phantom.chest_measurements import Measurements, measure
 from data_pipelines.phantom.chest_regions import PIXEL_MM, SLICE_MM, read_chest
 from data_pipelines.phantom.detector_fit import fit, sides_of_all
-from data_pipelines.phantom.detectors import (
-    SHIPPED,
-    SIDED,
-    Weights,
-    both_sides,
-    standardise,
-)
+from data_pipelines.phantom.detectors import SHIPPED, SIDED, Weights, read
 from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
-from gct_jax.errors import GctError
+from gct_jax.errors import GctError, InputError
 from gct_jax.evaluation.auroc import auroc
 from gct_jax.files import replace_when_done
 from launch.markdown import markdown_table
@@ -97,8 +92,11 @@ def describe(cases: int) -> list[Description]:
 
 
 def measure_cases(cases: int, folder: Path, processes: int) -> Measurements:
-    """Measurements [ROWS * cases, ...] of cases from `FIRST_SEED`, kept in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Measurements [ROWS * cases, ...] of cases from `FIRST_SEED`, kept in `folder`.
+
+    Raises:
+      InputError: the folder cannot be written to, or holds what this version would not write.
+    """
     shards = []
     # Forked processes would inherit JAX's threads
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -111,9 +109,26 @@ def measure_cases(cases: int, folder: Path, processes: int) -> Measurements:
                 stacked = Measurements(*map(np.stack, zip(*rows, strict=True)))
                 with replace_when_done(path) as target:
                     np.savez(target, allow_pickle=False, **stacked._asdict())
-            with np.load(path) as arrays:
-                shards.append([arrays[name] for name in Measurements._fields])
+            elif not first:
+                _require_same(path)
+            shards.append(_load(path))
     return Measurements(*map(np.concatenate, zip(*shards, strict=True)))
+
+
+def _load(path: Path) -> Measurements:
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return Measurements(**{name: arrays[name] for name in Measurements._fields})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged; delete it, it will be made again") from error
+
+
+def _require_same(path: Path) -> None:
+    """The first row measured anew must be the one on disk."""
+    made = _measure(_volumes(0)[0])
+    for stored, now in zip(_load(path), made, strict=True):
+        if stored.shape[1:] != now.shape or not np.allclose(stored[0], now, rtol=0.05, atol=2):
+            raise InputError(f"{path} is of another version; choose another --workdir")
 
 
 def _volumes(number: int) -> list[np.ndarray]:
@@ -132,10 +147,7 @@ def _measure(volume_hu: np.ndarray) -> Measurements:
 
 def read_table(weights: Weights, measured: Measurements, described: list[Description]) -> str:
     """Markdown: AUROC and right sides of the rendered and of the smoothed rows."""
-    inputs = standardise(both_sides(measured), weights.presence_mean, weights.presence_spread)
-    scores = inputs @ weights.presence.T + weights.bias
-    difference = standardise(measured.left - measured.right, 0.0, weights.side_spread)
-    evidence = difference @ weights.side.T
+    scores, evidence = read(weights, measured)
     rows = []
     for number, name in enumerate(FINDINGS):
         labels = np.array([any(f.name == name for f in one.findings) for one in described])

@@ -66,15 +66,18 @@ def detect(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> Det
       volume_hu: [depth, height, width] in HU; axes feet to head, front to back, right to left.
       spacing_mm: along the same axes; any grid whose field of view holds the chest.
     """
-    weights = load_weights()
-    measured = measure(read_chest(volume_hu, spacing_mm))
-    present = standardise(both_sides(measured), weights.presence_mean, weights.presence_spread)
-    difference = standardise(measured.left - measured.right, 0.0, weights.side_spread)
-    scores = weights.presence @ present + weights.bias
+    scores, differences = read(load_weights(), measure(read_chest(volume_hu, spacing_mm)))
     return Detection(
         dict(zip(FINDINGS, scores.tolist(), strict=True)),
-        dict(zip(SIDED, (weights.side @ difference).tolist(), strict=True)),
+        dict(zip(SIDED, differences.tolist(), strict=True)),
     )
+
+
+def read(weights: Weights, measured: Measurements) -> tuple[np.ndarray, np.ndarray]:
+    """Equations (1) and (2): scores [..., 18] and left minus right [..., 11]."""
+    present = standardise(both_sides(measured), weights.presence_mean, weights.presence_spread)
+    difference = standardise(measured.left - measured.right, 0.0, weights.side_spread)
+    return present @ weights.presence.T + weights.bias, difference @ weights.side.T
 
 
 def both_sides(measured: Measurements) -> np.ndarray:

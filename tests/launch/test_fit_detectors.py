@@ -20,14 +20,29 @@ def test_command_writes_weights_and_continues(tmp_path, monkeypatch, capsys):
         assert arrays.files == list(Weights._fields)
         first = dict(arrays)
 
+    rendered = fit_detectors._volumes
+
     def rendered_again(number):
-        raise AssertionError(f"case {number} has been measured before")
+        assert number == 0, f"case {number} has been measured before"  # 0 is compared
+        return rendered(number)
 
     monkeypatch.setattr(fit_detectors, "_volumes", rendered_again)
     assert fit_detectors.main(command) == 0
     with np.load(weights) as arrays:
         for name, array in first.items():
             np.testing.assert_array_equal(arrays[name], array)
+
+    shards = sorted(tmp_path.glob("measured_*.npz"))
+    shards[1].write_bytes(shards[1].read_bytes()[:100])
+    capsys.readouterr()
+    assert fit_detectors.main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(shards[1]) in error and "delete it" in error
+    with np.load(shards[0]) as arrays:
+        other = {name: arrays[name][:, :-1] for name in arrays.files}
+    np.savez(shards[0], allow_pickle=False, **other)
+    assert fit_detectors.main(command) == 2
+    assert "another version" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_training_and_evaluation_use_other_cases():
