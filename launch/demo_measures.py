@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import zoom
 from tqdm import tqdm
 
-from data_pipelines.phantom.case import Case
+from data_pipelines.phantom.case import Case, Description
 from data_pipelines.phantom.detectors import SIDED, Detection, detect
 from data_pipelines.phantom.findings import FINDINGS, Finding
 from gct_jax.evaluation.auroc import auroc_interval
@@ -90,7 +90,9 @@ def finding_rows(
     return rows
 
 
-def side_rows(cases: Sequence[Case], detections: Mapping[str, Sequence[Detection]]) -> list[dict]:
+def side_rows(
+    cases: Sequence[Case | Description], detections: Mapping[str, Sequence[Detection]]
+) -> list[dict]:
     """Per finding asked on exactly one side: how often the evidence is greater on that side."""
     rows = []
     for name in SIDED:

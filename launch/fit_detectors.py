@@ -28,14 +28,15 @@ from data_pipelines.phantom.case import (
 )
 from data_pipelines.phantom.chest_measurements import Measurements, measure
 from data_pipelines.phantom.chest_regions import PIXEL_MM, SLICE_MM, read_chest
-from data_pipelines.phantom.detector_fit import fit, sides_of_all
-from data_pipelines.phantom.detectors import SHIPPED, SIDED, Weights, read
+from data_pipelines.phantom.detector_fit import fit, labels_of_all
+from data_pipelines.phantom.detectors import SHIPPED, Weights, detection, read
 from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 from gct_jax.errors import GctError, InputError
 from gct_jax.evaluation.auroc import auroc
 from gct_jax.files import replace_when_done
+from launch.demo_measures import side_rows
 from launch.markdown import markdown_table
 
 FIRST_SEED = 1_500_000_000
@@ -147,16 +148,16 @@ def _measure(volume_hu: np.ndarray) -> Measurements:
 
 def read_table(weights: Weights, measured: Measurements, described: list[Description]) -> str:
     """Markdown: AUROC and right sides of the rendered and of the smoothed rows."""
-    scores, evidence = read(weights, measured)
+    scores, differences = read(weights, measured)
+    labels = labels_of_all(described)
+    found = [detection(*row) for row in zip(scores, differences, strict=True)]
+    sources = {"rendered": found[0::2], "smoothed": found[1::2]}
+    sides = {row["finding"]: row for row in side_rows(described[0::2], sources)}
     rows = []
     for number, name in enumerate(FINDINGS):
-        labels = np.array([any(f.name == name for f in one.findings) for one in described])
-        row = [name, *(f"{auroc(labels[k::2], scores[k::2, number]):.2f}" for k in (0, 1))]
-        sides = sides_of_all(described, name)
-        for k in (0, 1):
-            asked = [i for i in range(k, len(sides), 2) if sides[i] and name in SIDED]
-            told = [(evidence[i, SIDED.index(name)] > 0) == (sides[i] == "left") for i in asked]
-            row.append(f"{sum(told)} of {len(told)}" if told else "")
+        row = [name, *(f"{auroc(labels[k::2, number], scores[k::2, number]):.2f}" for k in (0, 1))]
+        told = sides.get(name, {"asked": 0})
+        row += [f"{told[source]} of {told['asked']}" if told["asked"] else "" for source in sources]
         rows.append(row)
     return markdown_table([["finding", "AUROC", "smoothed", "side", "smoothed"], *rows])
 

@@ -27,10 +27,8 @@ def fit(measured: Measurements, descriptions: Sequence[Description]) -> Weights:
     values = both_sides(measured)
     mean, spread = values.mean(0), values.std(0) + LEAST_SPREAD
     inputs = standardise(values, mean, spread)
-    presence = [
-        logistic_regression(inputs, [name in _names(one) for one in descriptions])
-        for name in FINDINGS
-    ]
+    labels = labels_of_all(descriptions)
+    presence = [logistic_regression(inputs, labels[:, i]) for i in range(len(FINDINGS))]
     difference = measured.left - measured.right
     side_spread = difference.std(0) + LEAST_SPREAD
     difference = standardise(difference, 0.0, side_spread)
@@ -44,6 +42,11 @@ def fit(measured: Measurements, descriptions: Sequence[Description]) -> Weights:
         sides,
     )
     return Weights(*(np.asarray(array, np.float32) for array in arrays))
+
+
+def labels_of_all(descriptions: Sequence[Description]) -> np.ndarray:
+    """Presence of each of `FINDINGS`, bool [cases, 18]."""
+    return np.array([np.isin(FINDINGS, [f.name for f in one.findings]) for one in descriptions])
 
 
 def sides_of_all(descriptions: Sequence[Description], name: str) -> list[str | None]:
@@ -81,7 +84,3 @@ def _fit_side(difference: np.ndarray, sides: list[str | None]) -> np.ndarray:
     left = np.array([sides[row] == "left" for row in rows], bool)
     inputs = np.concatenate([difference[rows], -difference[rows]])
     return logistic_regression(inputs, np.concatenate([left, ~left]), intercept=False)[0]
-
-
-def _names(description: Description) -> set[str]:
-    return {finding.name for finding in description.findings}

@@ -66,7 +66,11 @@ def detect(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> Det
       volume_hu: [depth, height, width] in HU; axes feet to head, front to back, right to left.
       spacing_mm: along the same axes; any grid whose field of view holds the chest.
     """
-    scores, differences = read(load_weights(), measure(read_chest(volume_hu, spacing_mm)))
+    return detection(*read(load_weights(), measure(read_chest(volume_hu, spacing_mm))))
+
+
+def detection(scores: np.ndarray, differences: np.ndarray) -> Detection:
+    """What `read` says of one volume, by name."""
     return Detection(
         dict(zip(FINDINGS, scores.tolist(), strict=True)),
         dict(zip(SIDED, differences.tolist(), strict=True)),

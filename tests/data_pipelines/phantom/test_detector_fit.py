@@ -12,7 +12,7 @@ from data_pipelines.phantom.detectors import (
     Weights,
     both_sides,
     load_weights,
-    standardise,
+    read,
 )
 from data_pipelines.phantom.findings import FINDINGS, Finding
 
@@ -53,13 +53,11 @@ def made_up(cases=200):
 def test_fit_finds_what_a_finding_changes_and_its_side():
     measured, rows = made_up()
     weights = fit(measured, rows)
-    inputs = standardise(both_sides(measured), weights.presence_mean, weights.presence_spread)
-    scores = inputs @ weights.presence.T + weights.bias
+    scores, evidence = read(weights, measured)
     for name in (EFFUSION, HERNIA):
         present = np.array([any(f.name == name for f in row.findings) for row in rows])
         score = scores[:, FINDINGS.index(name)]
         assert np.mean((score > 0) == present) > 0.97
-    evidence = (measured.left - measured.right) / weights.side_spread @ weights.side.T
     sides = sides_of_all(rows, EFFUSION)
     assert {*sides} == {None, "left", "right"}
     told = [
@@ -71,9 +69,15 @@ def test_fit_finds_what_a_finding_changes_and_its_side():
 
 
 def test_exchanged_sides_change_only_the_sign_of_the_difference():
-    measured, _ = made_up(4)
+    measured, rows = made_up(40)
     exchanged = Measurements(measured.left, measured.right, measured.midline)
     np.testing.assert_array_equal(both_sides(exchanged), both_sides(measured))
+    weights = fit(measured, rows)
+    scores, differences = read(weights, measured)
+    assert (differences[:, SIDED.index(EFFUSION)] != 0).all()
+    mirrored = read(weights, exchanged)
+    np.testing.assert_array_equal(mirrored[0], scores)
+    np.testing.assert_array_equal(mirrored[1], -differences)
 
 
 def test_shipped_weights_fit_together():
