@@ -9,6 +9,7 @@ from scipy.ndimage import zoom
 from tqdm import tqdm
 
 from data_pipelines.phantom.case import Case, Description
+from data_pipelines.phantom.detector_fit import sides_of_all
 from data_pipelines.phantom.detectors import SIDED, Detection, detect
 from data_pipelines.phantom.findings import FINDINGS, Finding
 from gct_jax.evaluation.auroc import auroc_interval
@@ -96,12 +97,7 @@ def side_rows(
     """Per finding asked on exactly one side: how often the evidence is greater on that side."""
     rows = []
     for name in SIDED:
-        asked = [
-            (number, finding.side)
-            for number, case in enumerate(cases)
-            for finding in case.findings
-            if finding.name == name and finding.side in ("left", "right")
-        ]
+        asked = [(i, side) for i, side in enumerate(sides_of_all(cases, name)) if side]
         row: dict = {"finding": name, "asked": len(asked)}
         for source, found in detections.items():
             row[source] = sum(

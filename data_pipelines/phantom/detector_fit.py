@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
-from data_pipelines.phantom.case import Description
+from data_pipelines.phantom.case import Case, Description
 from data_pipelines.phantom.chest_measurements import Measurements
 from data_pipelines.phantom.detectors import SIDED, Weights, both_sides, standardise
 from data_pipelines.phantom.findings import FINDINGS
@@ -49,7 +49,7 @@ def labels_of_all(descriptions: Sequence[Description]) -> np.ndarray:
     return np.array([np.isin(FINDINGS, [f.name for f in one.findings]) for one in descriptions])
 
 
-def sides_of_all(descriptions: Sequence[Description], name: str) -> list[str | None]:
+def sides_of_all(descriptions: Sequence[Case | Description], name: str) -> list[str | None]:
     """For each case "left" or "right" if it has the finding on that side only, else None."""
     sides = [next((f.side for f in one.findings if f.name == name), None) for one in descriptions]
     return [side if side in ("left", "right") else None for side in sides]
