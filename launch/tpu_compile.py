@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gct_jax.errors import ConfigError, GctError
+from gct_jax.errors import ConfigError, GctError, InputError
 from gct_jax.files import replace_when_done
 
 COLLECTIVES = re.compile(
@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="launch.tpu_compile", description=__doc__)
     parser.add_argument("--topology", default="v5e:2x4", help="for instance v5e:2x4, v5p:2x2x1")
-    parser.add_argument("--mesh", default="-1,4,1", help="chips along data, fsdp, tensor")
+    parser.add_argument(
+        "--mesh", type=mesh_shape, default="-1,4,1", help="chips along data, fsdp, tensor"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rows", type=int, default=8, help="volumes of a batch")
     parser.add_argument("--slice-rows", type=int, default=32, help="slices of a batch")
@@ -57,12 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.md")
     options = parser.parse_args(arguments)
     try:
+        earlier = read_earlier(options.out.with_suffix(".json")) if options.out else None
         results = run(options)
     except GctError as error:
         print(f"launch.tpu_compile: error: {error}", file=sys.stderr)
         return 2
-    if options.out and options.out.with_suffix(".json").exists():
-        earlier = json.loads(options.out.with_suffix(".json").read_text())
+    if earlier:
         results = with_earlier(results, earlier)
     text = markdown(results)
     print(text)
@@ -73,13 +75,43 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def mesh_shape(text: str) -> tuple[int, ...]:
+    """ "-1,4,1" as integers.
+
+    Raises:
+      argparse.ArgumentTypeError: it is not three whole numbers.
+    """
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(re.fullmatch(r"-?\d+", size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers such as -1,4,1")
+    return tuple(int(size) for size in sizes)
+
+
+def read_earlier(path: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote to `path`, None if there is no such file.
+
+    Raises:
+      InputError: something else is in it.
+    """
+    if not path.exists():
+        return None
+    try:
+        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        programs = [row["program"] for row in earlier["programs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        programs = [None]
+    if not all(isinstance(name, str) for name in programs):
+        raise InputError(f"{path} holds no table of this command; delete it or change --out")
+    return earlier
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Compile every program asked for.
 
     Raises:
       ConfigError: libtpu is missing, or the topology or the mesh is impossible.
     """
-    mesh = tpu_mesh(options.topology, tuple(int(size) for size in options.mesh.split(",")))
+    mesh = tpu_mesh(options.topology, options.mesh)
 
     from configs import base
     from launch import tpu_programs as programs

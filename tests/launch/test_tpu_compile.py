@@ -76,6 +76,24 @@ def test_table():
     assert "| train superres | needs 20G of 15.75G |" in text
 
 
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"programs": [{}]}', '{"programs": [3]}'])
+def test_a_damaged_earlier_table_is_named_and_stays(tmp_path, capsys, content):
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    assert tpu_compile.main(["--out", str(path.with_suffix(""))]) == 2
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert message.count("\n") == 1
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("mesh", ["1,2", "a,4,1", "1,,1"])
+def test_a_mesh_that_is_none_is_named(capsys, mesh):
+    with pytest.raises(SystemExit, match="2"):
+        tpu_compile.main([f"--mesh={mesh}"])
+    assert f"'{mesh}' is not three whole numbers" in capsys.readouterr().err
+
+
 def test_earlier_programs_stay_if_their_settings_are_the_same():
     def results(mesh, **gigabytes):
         rows = [{"program": name, "gigabytes": value} for name, value in gigabytes.items()]
