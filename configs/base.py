@@ -76,5 +76,6 @@ def superres() -> TrainConfig:
             steps=500_000, batch_size=64, eval_every=2000, sample_every=5000, checkpoint_every=2000
         ),
         data=DataConfig(cases=50_000, held_out=64),
+        recompute=True,
         superres=SuperResTraining(text_drop=0.1),
     )

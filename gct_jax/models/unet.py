@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from gct_jax.errors import InputError
+from gct_jax.models.recomputation import recomputed
 from gct_jax.models.unet_attention import CrossAttention, MapTransformer
 from gct_jax.models.unet_blocks import (
     Block,
@@ -37,7 +38,8 @@ COMBINER_GROUPS = 8
 class UNet(nn.Module):
     """Predicts the diffusion target of a slice from its noised version, see the module docstring.
 
-    The attributes are the fields of `UNetConfig`, which documents and validates them.
+    The attributes are the fields of `UNetConfig`, which documents and validates them, and
+    `recompute`: the backward pass computes each ResNet block again instead of keeping it.
     """
 
     dim: int
@@ -78,6 +80,7 @@ class UNet(nn.Module):
     scale_skip_connection: bool
     resnet_groups: tuple[int, ...]
     dtype: Any = jnp.float32
+    recompute: bool = False
 
     @nn.compact
     def __call__(
@@ -127,7 +130,7 @@ class UNet(nn.Module):
         x = self._initial_conv()(jnp.concatenate(inputs, axis=-1))
         initial = x
         if self.memory_efficient:
-            x = self._resnet(x.shape[-1], 0, "initial_block", gate=True)(x, time)
+            x = self._run(self._resnet(x.shape[-1], 0, "initial_block", gate=True), x, time)
 
         x, skips = self._down_path(x, time, tokens)
         x = self._middle(x, time, tokens)
@@ -142,7 +145,7 @@ class UNet(nn.Module):
             final = ResnetBlock(
                 self.dim, self.resnet_groups[0], gate=True, dtype=self.dtype, name="final_block"
             )
-            x = final(x, time)
+            x = self._run(final, x, time)
         final_conv = FinalConv(self.channels_out or self.channels, self.dtype, name="final_conv")
         return final_conv(x, low_res).astype(jnp.float32)
 
@@ -197,6 +200,12 @@ class UNet(nn.Module):
             name=name,
         )
 
+    def _run(self, block: ResnetBlock, x: Array, *conditions: Array) -> Array:
+        if self.recompute and not self.is_initializing():
+            return recomputed(block, x, *conditions)
+        out: Array = block(x, *conditions)
+        return out
+
     def _level(self, level: int, features: int, name: str) -> tuple[ResnetBlock, list, Any]:
         """The modules of one level in one direction: first block, further blocks, attention."""
         first = self._resnet(
@@ -231,9 +240,9 @@ class UNet(nn.Module):
             if self.memory_efficient:
                 x = self._halve(features, f"down_{level}_resize")(x)
             first, blocks, attention = self._level(level, x.shape[-1], f"down_{level}")
-            x = first(x, time, tokens)
+            x = self._run(first, x, time, tokens)
             for block in blocks:
-                x = block(x, time)
+                x = self._run(block, x, time)
                 skips.append(x)
             x = attention(x, tokens)
             skips.append(x)
@@ -254,7 +263,7 @@ class UNet(nn.Module):
             cross_attention=attention,
             dtype=self.dtype,
         )
-        x = block(name="middle_block1")(x, time, tokens)
+        x = self._run(block(name="middle_block1"), x, time, tokens)
         if self.attend_at_middle:
             x = MapTransformer(
                 "full",
@@ -266,7 +275,7 @@ class UNet(nn.Module):
                 self.dtype,
                 name="middle_attention",
             )(x)
-        return block(name="middle_block2")(x, time, tokens)
+        return self._run(block(name="middle_block2"), x, time, tokens)
 
     def _up_path(
         self, x: Array, skips: list[Array], init_dim: int, time: Array, tokens: Array
@@ -282,9 +291,9 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.dim_mults))):
             name = f"up_{level}"
             first, blocks, attention = self._level(level, self.dim * self.dim_mults[level], name)
-            x = first(with_skip(x), time, tokens)
+            x = self._run(first, with_skip(x), time, tokens)
             for block in blocks:
-                x = block(with_skip(x), time)
+                x = self._run(block, with_skip(x), time)
             x = attention(x, tokens)
             features.append(x)
             if level > 0 or self.memory_efficient:

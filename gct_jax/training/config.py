@@ -163,7 +163,8 @@ class TrainConfig:
     `dtype` "float32" or "bfloat16": the networks compute in it. Parameters, optimizer, averages,
     norms, softmax, codebook and losses stay float32.
     `recompute`: the backward pass of CT-ViT and MaskGIT computes each layer again instead of
-    keeping it: a fraction of the memory, for another forward pass.
+    keeping it, that of the U-Net each ResNet block: a fraction of the memory, for another forward
+    pass.
     """
 
     stage: str

@@ -86,7 +86,7 @@ def loss_fn(
     assert diffusion is not None  # check_parts_fit: a model with a U-Net has it
     keys = jax.random.split(key, 6)
     low_res, high_res = random_squares(keys[0], batch["low_res"], batch["high_res"], options.crop)
-    unet: Any = build_part(config.model, "superres", config.dtype)
+    unet: Any = build_part(config.model, "superres", config.dtype, recompute=config.recompute)
     t5: Any = build_part(config.model, "t5", config.dtype)
     slices = len(low_res)
     level = jax.random.uniform(

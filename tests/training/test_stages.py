@@ -52,23 +52,27 @@ def test_a_frozen_text_encoder_has_no_optimizer_and_is_exported():
     assert set(maskgit.trained_parts(config, state)) == {"maskgit", "t5"}
 
 
-@pytest.mark.parametrize("stage", ["ctvit", "maskgit"])
+@pytest.mark.parametrize("stage", ["ctvit", "maskgit", "superres"])
 def test_recomputed_layers_change_no_gradient(stage):
     rng = np.random.default_rng(2)
     config = getattr(tiny, stage)()
     start = {
         part: jax.tree.map(jnp.asarray, random_variables(config.model, part))
-        for part in ("ctvit", "maskgit", "t5")
+        for part in ("ctvit", "maskgit", "t5", "superres")
     }
-    module = {"ctvit": ctvit, "maskgit": maskgit}[stage]
+    module = {"ctvit": ctvit, "maskgit": maskgit, "superres": superres}[stage]
     state = module.init_state(config, KEY, start)
     batch = {
         "volume": rng.uniform(-1, 1, (2, 5, 16, 16, 1)).astype(np.float32),
         "token_ids": rng.integers(0, 32, (2, 3, 2, 2), dtype=np.int32),
         "text_ids": rng.integers(1, 128, (2, 48), dtype=np.int32),
+        "low_res": rng.uniform(-1, 1, (2, 16, 16, 1)).astype(np.float32),
+        "high_res": rng.uniform(-1, 1, (2, 32, 32, 1)).astype(np.float32),
     }
 
     def loss(params, config):
+        if stage == "superres":
+            return superres.loss_fn(params["superres"], state.extra, config, batch, KEY, 0.1)
         if stage == "ctvit":
             return ctvit.generator_loss(params["ctvit"], state, config, batch["volume"], KEY)[0]
         return maskgit.loss_fn(params, state.extra, config, batch, KEY, 0.1)[0]
@@ -81,7 +85,7 @@ def test_recomputed_layers_change_no_gradient(stage):
     ]
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(
-            other, one, atol=1e-5 * max(1, float(np.abs(one).max()))
+            other, one, atol=3e-5 * max(1, float(np.abs(one).max()))
         ),
         *gradients,
     )
