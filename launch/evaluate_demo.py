@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gct_jax.errors import GctError
+from launch.extras import require_extras
 
 FIRST_SEED = 2_000_000_000
 SWAP_SEEDS = 8
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     if min([options.steps or 1, *options.compare_steps]) < 1:
         parser.error("--steps and --compare-steps must be at least 1")
     try:
+        require_extras("evaluate")
         results = evaluate(options)
     except GctError as error:
         print(f"launch.evaluate_demo: error: {error}", file=sys.stderr)

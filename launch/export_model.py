@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gct_jax.errors import GctError
+from launch.extras import require_extras
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="float16", choices=("float16", "bfloat16", "float32"))
     options = parser.parse_args(arguments)
     try:
+        require_extras("train")
         export(options.folders, options.out, options.weights)
     except GctError as error:
         print(f"launch.export_model: error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ Renders cases that neither training nor evaluation uses, each with two lists of 
 every rendering and a smoothed copy of it (a model's volume is smoother than a rendering), fits the
 weights and writes data_pipelines/phantom/detectors.npz. Prints how well they read as many further
 cases as `--held-out` says. Measurements are kept in WORKDIR, so that an interrupted run continues;
-they take 20 minutes on one core.
+they take 20 minutes on one core. Needs `pip install -e '.[evaluate]'`.
 """
 
 import argparse

@@ -16,6 +16,7 @@ import numpy as np
 
 from gct_jax.config import SUPERRES_SOLVERS
 from gct_jax.errors import GctError, InputError
+from launch.extras import require_extras
 
 FIRST_SEED = 1_600_000_000
 STEPS = (2, 4, 5, 6, 8, 10, 20, 25, 50)
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not _step_counts(options.fine_steps):
         parser.error(f"--fine-steps must be a multiple of one of {', '.join(map(str, STEPS))}")
     try:
+        require_extras("evaluate")
         print(study(options))
     except GctError as error:
         print(f"launch.superres_study: error: {error}", file=sys.stderr)

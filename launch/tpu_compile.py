@@ -2,7 +2,7 @@
 
     python -m launch.tpu_compile --topology v5e:2x4 --out benchmarks/tpu_v5e8
 
-The real TPU compiler (package libtpu, `pip install 'gct_jax[tpu]'`) says how many bytes of each
+The real TPU compiler (package libtpu, `pip install -e '.[tpu,train]'`) says how many bytes of each
 chip's memory a program takes, which collectives it uses and how long it expects to run; nothing is
 run. Writes OUT.json and OUT.md and prints the table. A program that does not fit is a result too.
 Programs take minutes each: with `--only`, the others that OUT.json holds of the same topology, mesh
@@ -12,7 +12,6 @@ and batches stay.
 import argparse
 import collections
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import Any
 
 from gct_jax.errors import ConfigError, GctError, InputError
 from gct_jax.files import replace_when_done
+from launch.extras import require_extras
 
 COLLECTIVES = re.compile(
     r"= \S+ (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         earlier = read_earlier(options.out.with_suffix(".json")) if options.out else None
+        require_extras("tpu", "train")
         results = run(options)
     except GctError as error:
         print(f"launch.tpu_compile: error: {error}", file=sys.stderr)
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Compile every program asked for.
 
     Raises:
-      ConfigError: libtpu is missing, or the topology or the mesh is impossible.
+      ConfigError: the topology or the mesh is impossible.
     """
     mesh = tpu_mesh(options.topology, options.mesh)
 
@@ -154,10 +155,8 @@ def tpu_mesh(topology: str, shape: tuple[int, ...]) -> Any:
     """Mesh of a TPU slice that need not exist.
 
     Raises:
-      ConfigError: libtpu is missing, or there is no such slice or mesh.
+      ConfigError: there is no such slice or mesh.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("libtpu is missing; pip install 'gct_jax[tpu]'")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud machine to ask
 

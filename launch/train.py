@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from gct_jax.errors import ConfigError, GctError
+from launch.extras import require_extras
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="field=value")
     options = parser.parse_intermixed_args(arguments)
     try:
+        require_extras("train")
         run(options)
     except GctError as error:
         print(f"launch.train: error: {error}", file=sys.stderr)

@@ -19,7 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tqdm import tqdm
 
 from gct_jax.config import ModelConfig
@@ -27,9 +26,10 @@ from gct_jax.errors import GctError, InputError
 from gct_jax.files import replace_when_done
 from launch.benchmark.cases import CEILING, SIZES, Case, choose
 from launch.benchmark.chart import save_chart
-from launch.benchmark.process import Limits, run_job
+from launch.benchmark.process import Limits, machine_memory, run_job
 from launch.benchmark.report import compare, row_of, table
 from launch.benchmark.worker import Job
+from launch.extras import require_extras
 
 PEER_MODULES = {
     "phenaki-pytorch": ("torch", "phenaki_pytorch", "vector_quantize_pytorch", "beartype"),
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
     try:
+        require_extras("benchmark")
         results = measure_all(options)
         with replace_when_done(options.out) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")
@@ -92,7 +93,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     if peers:
         require_peers({case.peer for case in cases if case.peer})
     limit = options.memory_limit_gb
-    free = psutil.virtual_memory().available * USABLE_MEMORY
+    free = machine_memory().available * USABLE_MEMORY
     limits = Limits(int(free if limit is None else limit * GIGABYTE), options.timeout)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         bench = Bench(Path(name), options, limits, model)
@@ -210,7 +211,7 @@ def describe(options: argparse.Namespace, limits: Limits, device: dict[str, Any]
         "device": name,
         "platform": device["platform"],
         "cores": cores(),
-        "memory_gb": psutil.virtual_memory().total / GIGABYTE,
+        "memory_gb": machine_memory().total / GIGABYTE,
         "memory_limit_gb": limits.memory_bytes / GIGABYTE,
         "dtype": options.dtype,
         "sizes": options.sizes,

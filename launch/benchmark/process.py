@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from launch.benchmark.worker import OUT_OF_MEMORY, Job
 
 POLL_SECONDS = 0.02
@@ -69,7 +67,16 @@ def run_guarded(command: list[str], environment: dict[str, str], limits: Limits)
     return Outcome(status, time.perf_counter() - start, peak, lines[-1] if lines else "")
 
 
+def machine_memory() -> Any:
+    """Its `total` and `available` bytes."""
+    import psutil
+
+    return psutil.virtual_memory()
+
+
 def _resident_bytes(pid: int) -> int:
+    import psutil
+
     try:
         size: int = psutil.Process(pid).memory_info().rss
     except psutil.Error:  # it has just ended

@@ -106,14 +106,6 @@ def test_earlier_programs_stay_if_their_settings_are_the_same():
     assert tpu_compile.with_earlier(other, earlier) == other
 
 
-def test_without_libtpu(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert tpu_compile.main([]) == 2
-    assert capsys.readouterr().err == (
-        "launch.tpu_compile: error: libtpu is missing; pip install 'gct_jax[tpu]'\n"
-    )
-
-
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_unknown_topology(capsys):
     assert tpu_compile.main(["--topology", "v5e:3x99"]) == 2
