@@ -1,0 +1,69 @@
+"""Folding projections into keys and values changes the order of sums, nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiling import quick_jit
+
+from gct_jax.models import unet_attention
+from gct_jax.models.unet_attention import (
+    CrossAttention,
+    attend,
+    folded_attend,
+    folding_saves,
+    split_heads,
+)
+
+HEADS, DIM_HEAD, CHANNELS = 3, 8, 12
+
+
+def normal(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def test_value_and_gradients_are_those_of_projected_queries():
+    rng = np.random.default_rng(0)
+    width = HEADS * DIM_HEAD
+    arguments = (
+        normal(rng, 2, 10, CHANNELS),
+        normal(rng, 2, 5, HEADS, DIM_HEAD),
+        normal(rng, 2, 5, HEADS, DIM_HEAD),
+        normal(rng, CHANNELS, width) / CHANNELS**0.5,
+        normal(rng, width, CHANNELS) / width**0.5,
+    )
+
+    def unfolded(x, key, value, query_kernel, out_kernel):
+        return attend(split_heads(x @ query_kernel, HEADS), key, value, cosine=False) @ out_kernel
+
+    def gradients(function):
+        loss = quick_jit(jax.grad(lambda a: jnp.sum(jnp.sin(function(*a)))))
+        return loss(arguments)
+
+    np.testing.assert_allclose(folded_attend(*arguments), unfolded(*arguments), atol=1e-5)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=3e-5),
+        gradients(folded_attend),
+        gradients(unfolded),
+    )
+
+
+@pytest.mark.parametrize(("channels", "tokens"), [(4, 3), (12, 40), (64, 41), (256, 41), (64, 500)])
+def test_it_is_chosen_where_it_multiplies_less(channels, tokens):
+    positions = 1000  # so many that what is done once for all of them counts for nothing
+    folded = 2 * positions * channels * tokens
+    projected = 2 * positions * 64 * (channels + tokens)
+    assert folding_saves(channels, tokens, 64) == (folded < projected)
+
+
+def test_the_layer_has_the_same_parameters_and_output_either_way(monkeypatch):
+    rng = np.random.default_rng(1)
+    attention = CrossAttention(HEADS, DIM_HEAD)
+    x, tokens = normal(rng, 2, 10, CHANNELS), normal(rng, 2, 4, 6)
+    outputs, variables = [], []
+    for fold in (True, False):
+        monkeypatch.setattr(unet_attention, "folding_saves", lambda *sizes, fold=fold: fold)
+        variables.append(attention.init(jax.random.key(0), x, tokens))
+        outputs.append(attention.apply(variables[0], x, tokens))
+    jax.tree.map(np.testing.assert_array_equal, *variables)
+    np.testing.assert_allclose(*outputs, atol=1e-5)
