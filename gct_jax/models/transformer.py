@@ -27,6 +27,7 @@ from jax import lax
 
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
+from gct_jax.models.norms import LayerNorm
 from gct_jax.models.positions import PositionConvolution
 from gct_jax.models.products import linear
 from gct_jax.models.recomputation import recomputed
@@ -48,9 +49,9 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
 
 
-def layer_norm(name: str | None, dtype: jnp.dtype, use_bias: bool = True) -> nn.LayerNorm:
+def layer_norm(name: str | None, dtype: jnp.dtype, use_bias: bool = True) -> LayerNorm:
     """Layer norm with a gain and, if wanted, a bias; statistics in float32."""
-    return nn.LayerNorm(
+    return LayerNorm(
         epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
     )
 
