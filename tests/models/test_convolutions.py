@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from gct_jax.models import convolutions
-from gct_jax.models.convolutions import convolution, filter_gradient
+from gct_jax.models.convolutions import convolution, depthwise, filter_gradient
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -67,3 +67,39 @@ def test_memory_is_that_of_a_band():
     program = jax.jit(functools.partial(filter_gradient, window=3)).lower(x, x).compile()
     image = 256 * 256 * 8 * 4
     assert program.memory_analysis().temp_size_in_bytes < 3 * image  # two padded copies and a band
+
+
+@pytest.mark.parametrize("past", [1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_depthwise_is_xlas_grouped_convolution(past, dtype):
+    """Value and gradients; sums of 120 products in another order."""
+    rng = np.random.default_rng(3)
+    x, weight = (jnp.asarray(rng.normal(size=(2, 5, 4, 3, 6)), dtype) for _ in range(2))
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 6)), dtype)
+    bias = jnp.asarray(rng.normal(size=6), dtype)
+
+    def grouped(x, kernel, bias):
+        y = lax.conv_general_dilated(
+            x,
+            kernel[:, :, :, None],
+            (1, 1, 1),
+            ((past, 2 - past), (1, 1), (1, 1)),
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+            feature_group_count=6,
+        )
+        return y + bias
+
+    def value_and_gradients(function):
+        def loss(arguments):
+            y = function(*arguments)
+            return jnp.vdot(y.astype(jnp.float32), weight.astype(jnp.float32)), y
+
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))((x, kernel, bias))
+        return y, *gradients
+
+    ours = value_and_gradients(functools.partial(depthwise, past=past))
+    x, kernel, bias = (array.astype(jnp.float32) for array in (x, kernel, bias))
+    for mine, expected in zip(ours, value_and_gradients(grouped), strict=True):
+        assert mine.dtype == dtype
+        tolerance = 1e-4 if dtype == jnp.float32 else 0.03 * float(jnp.abs(expected).max())
+        np.testing.assert_allclose(mine.astype(jnp.float32), expected, atol=tolerance)
