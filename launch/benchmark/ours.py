@@ -69,9 +69,7 @@ def network(
     model: ModelConfig, case: Case, dtype: Any, backend: str = "auto", recompute: bool = False
 ) -> Any:
     """The case's module; `backend` is that of MaskGIT's attention."""
-    if case.part == "superres":
-        return build_part(model, case.part, dtype)
-    if case.part == "ctvit":
+    if case.part != "maskgit":
         return build_part(model, case.part, dtype, recompute=recompute)
     shrink = GRADIENT_SHRINK if case.task == "train" else 1.0
     options = {"gradient_shrink": shrink, "backend": backend, "recompute": recompute}
