@@ -137,7 +137,8 @@ def folded_gflop(tokens=41, heads=8, dim_head=64):
     [
         # PyTorch's counts of the published networks, less a position bias computed for each pair
         # of tokens (1,664 squared, or 64 squared) where ours computes one for each offset. Ours
-        # fills the U-Net's parallel kernels up to 15 x 15 with zeros: 15.1 in place of 4.9, and folds its cross attention.
+        # fills the U-Net's parallel kernels up to 15 x 15 with zeros (15.1 in place of 4.9) and
+        # folds its cross attention.
         ("maskgit_forward_1664", 150.1 - 401 * (1664 / 6464) ** 2),
         ("ctvit_encode", 336.7 - 2.2),
         ("ctvit_decode", 282.4 - 2.2),
