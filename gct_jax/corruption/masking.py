@@ -15,6 +15,8 @@ Random numbers are arguments wherever a result has to be reproducible from recor
 import jax
 import jax.numpy as jnp
 
+from gct_jax.kernels.argmax import argmax
+
 GUMBEL_EPSILON = 1e-10
 MIN_TEMPERATURE = 1e-10  # keeps temperature 0 finite in float32; the noise then has no say
 
@@ -117,7 +119,7 @@ def gumbel_argmax(
       temperature: scalar; 0 is the plain argmax.
     """
     scaled = logits / jnp.maximum(temperature, MIN_TEMPERATURE)
-    return jnp.argmax(scaled + gumbel_noise(uniforms), axis=-1).astype(jnp.int32)
+    return argmax(scaled + gumbel_noise(uniforms))
 
 
 def critic_labels(shown_ids: jax.Array, ids: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gct_jax.kernels.argmax import argmax
 from gct_jax.models.transformer import l2_normalize
 
 CHUNK_TOKENS = 512  # 16 MiB of similarities with 8,192 codes
@@ -49,7 +50,7 @@ def nearest_codes(latents: jax.Array, embedding: jax.Array) -> jax.Array:
     flat = lax.stop_gradient(latents).reshape(latents.shape[0], -1, latents.shape[-1])
 
     def nearest(latents: jax.Array) -> jax.Array:  # [batch, dim]: the batch stays on its devices
-        return jnp.argmax(cosine_similarity(latents, embedding), axis=-1).astype(jnp.int32)
+        return argmax(cosine_similarity(latents, embedding))
 
     ids = lax.map(nearest, flat.swapaxes(0, 1), batch_size=CHUNK_TOKENS)  # [tokens, batch]
     return ids.swapaxes(0, 1).reshape(latents.shape[:-1])
