@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from gct_jax.kernels.bias import RelativeBias, bias_matrix
 from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.cudnn import attend_cudnn
-from gct_jax.kernels.dense import attend_dense, attend_unrolled
+from gct_jax.kernels.dense import attend_dense, attend_unrolled, by_head
 from gct_jax.kernels.flash import attend_flash, fits_flash
 from gct_jax.kernels.target import target_platform
 
@@ -80,15 +80,25 @@ def attention(
     if backend == "chunked":
         if not _worth_unrolling(q):
             return attend_chunked(q, k, v, scale, bias, *masks)
+        # Heads are taken apart here: XLA would leave that in the loop over the chunks.
         return attend_chunked(
-            q, k, v, scale, bias, *masks, chunk_tokens=CPU_CHUNK_TOKENS, attend=attend_unrolled
+            q,
+            by_head(k),
+            by_head(v),
+            scale,
+            bias,
+            *masks,
+            chunk_tokens=CPU_CHUNK_TOKENS,
+            attend=attend_unrolled,
         )
     if backend == "cudnn":
         return attend_cudnn(q, k, v, scale, bias, *masks)
     if backend == "flash":
         return attend_flash(q, k, v, scale, bias, *masks)
-    attend = attend_unrolled if backend == "unrolled" else attend_dense
-    return attend(q, k, v, scale, None if bias is None else bias_matrix(bias), *masks, 0)
+    matrix = None if bias is None else bias_matrix(bias)
+    if backend == "unrolled":
+        return attend_unrolled(q, by_head(k), by_head(v), scale, matrix, *masks, 0)
+    return attend_dense(q, k, v, scale, matrix, *masks, 0)
 
 
 def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:

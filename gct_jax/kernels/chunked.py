@@ -23,8 +23,8 @@ ChunkFn = Callable[[Array, Array], Array]
 
 def attend_chunked(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Any,
+    v: Any,
     scale: float,
     bias: RelativeBias | None,
     null_keys: int,
@@ -37,6 +37,7 @@ def attend_chunked(
     """Attention of one chunk of queries after the other.
 
     Args:
+      k, v: as `attend` takes them.
       chunk_tokens: with a bias, a chunk holds whole frames, as few as have that many tokens.
       attend: attention of a chunk, called like `attend_dense`.
     """
@@ -49,7 +50,7 @@ def attend_chunked(
     blocks = rearrange(padded, "b (n q) h d -> n b q h d", n=chunks)
 
     def chunk_attention(
-        k: Array, v: Array, bias: RelativeBias | None, key_mask: Array | None
+        k: Any, v: Any, bias: RelativeBias | None, key_mask: Array | None
     ) -> ChunkFn:
         tiles = None if bias is None else bias_tiles(bias, chunk_tokens)
 
@@ -59,7 +60,8 @@ def attend_chunked(
 
         return attend_chunk
 
-    walk = _side_by_side if q.dtype != v.dtype else _in_place
+    out_dtype = jax.tree.leaves(v)[0].dtype
+    walk = _in_place if q.dtype == out_dtype else _side_by_side
     out = walk(chunk_attention)(blocks, k, v, bias, key_mask)
     return rearrange(out, "n b q h d -> b (n q) h d")[:, :queries]
 

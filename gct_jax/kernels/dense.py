@@ -43,15 +43,20 @@ def visible_keys(queries, keys, null_keys, key_mask, causal, first_query):
     return visible
 
 
+def by_head(x):
+    """[batch, n, heads, dim_head] -> for each sample and head [n, dim_head]."""
+    return [[sample[:, head] for head in range(x.shape[2])] for sample in x]
+
+
 def attend_unrolled(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
     """As `attend_dense`, but a matrix product for each sample and head, and normalised last: one
-    division per output instead of one per logit."""
+    division per output instead of one per logit. `k` and `v` as `by_head` makes them."""
     batch, queries, heads, _ = q.shape
-    visible = visible_keys(queries, k.shape[1], null_keys, key_mask, causal, first_query)
+    visible = visible_keys(queries, len(k[0][0]), null_keys, key_mask, causal, first_query)
 
     def one(sample, head):
         logits = scale * jnp.dot(
-            q[sample, :, head], k[sample, :, head].T, preferred_element_type=jnp.float32
+            q[sample, :, head], k[sample][head].T, preferred_element_type=jnp.float32
         )
         if bias is not None:
             logits += jnp.pad(bias[head], ((0, 0), (null_keys, 0)))
@@ -61,10 +66,9 @@ def attend_unrolled(q, k, v, scale, bias, null_keys, key_mask, causal, first_que
         highest = lax.stop_gradient(logits.max(-1, keepdims=True))
         weights = jnp.exp(logits - highest)  # [queries, null + keys]
         total = weights.sum(-1, keepdims=True)
-        out = jnp.dot(
-            weights.astype(v.dtype), v[sample, :, head], preferred_element_type=jnp.float32
-        )
-        return (out / total).astype(v.dtype)
+        values = v[sample][head]
+        out = jnp.dot(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        return (out / total).astype(values.dtype)
 
     rows = [jnp.stack([one(b, h) for h in range(heads)], axis=1) for b in range(batch)]
     return jnp.stack(rows)
