@@ -22,7 +22,10 @@ def normal(rng, *shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def test_value_and_gradients_are_those_of_projected_queries():
+@pytest.mark.parametrize("cached_logits", [unet_attention.CACHED_LOGITS, 150, 1])
+def test_value_and_gradients_are_those_of_projected_queries(monkeypatch, cached_logits):
+    """At once, in chunks of four with two positions left over, and each position by itself."""
+    monkeypatch.setattr(unet_attention, "CACHED_LOGITS", cached_logits)
     rng = np.random.default_rng(0)
     width = HEADS * DIM_HEAD
     arguments = (
