@@ -49,13 +49,13 @@ class GroupNorm(nn.Module):
         moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))])  # [2, batch, channel]
         grouped = rearrange(moments, "m b (g c) -> m b g c", g=self.groups).mean(-1)
         mean, square = jnp.repeat(grouped, channels // self.groups, axis=-1)
-        gain = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon)
-        offset = bias - mean * gain
+        variance = jnp.maximum(square - mean**2, 0) + self.epsilon
         if scale_shift is not None:
             factor, shift = jnp.split(scale_shift.astype(jnp.float32), 2, axis=-1)
-            gain, offset = gain * (factor + 1), offset * (factor + 1) + shift
-        # XLA would otherwise compute both again for each pixel.
-        gain, offset = jax.lax.optimization_barrier((gain, offset))
+            scale, bias = scale * (factor + 1), bias * (factor + 1) + shift
+        scale = scale * jnp.sqrt(variance)
+        # Quotients, because XLA computes them once, but sums and products again for every pixel.
+        gain, offset = scale / variance, (bias * variance - mean * scale) / variance
         return (x * gain[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
