@@ -20,7 +20,7 @@ import numpy as np
 
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
-from gct_jax.host_memory import give_back_freed_memory
+from gct_jax.host import give_back_freed_memory, usable_cores
 from gct_jax.model_folder import Model
 from gct_jax.models import ctvit as tokenizer
 from gct_jax.parts import build_part, has_part
@@ -313,6 +313,7 @@ def super_resolve(
     assert unet and diffusion
     depth, spacing_mm = volumes.shape[1], model.config.volume.slice_spacing_mm
     slices = len(volumes) * depth
+    batch, at_once = batches(depth, pixels_per_batch(unet.dim) // diffusion.image_size**2)
     on_progress("superres", 0, slices)
     return super_resolve_slices(
         jax.tree_util.Partial(
@@ -326,7 +327,8 @@ def super_resolve(
         steps=settings.superres_steps,
         guidance=settings.superres_guidance,
         solver=settings.superres_solver,
-        batch=batch_size(depth, pixels_per_batch(unet.dim) // diffusion.image_size**2),
+        batch=batch,
+        at_once=at_once,
         objective=diffusion.objective,
         noise_schedule=diffusion.noise_schedule,
         low_res_noise_schedule=diffusion.low_res_noise_schedule,
@@ -355,9 +357,16 @@ def pixels_per_batch(dim: int) -> int:
     return memory // (BYTES_PER_PIXEL_AND_CHANNEL * dim)
 
 
-def batch_size(depth: int, most: int) -> int:
-    """Slices per U-Net call: at most `most`, at least 1, and as even as possible over `depth`."""
-    return math.ceil(depth / math.ceil(depth / max(1, most)))
+def batches(depth: int, most: int) -> tuple[int, int]:
+    """Slices per U-Net call, and calls at the same time: in all at most `most`, at least 1.
+
+    A CPU takes one slice per core, which stays in its cache; an accelerator one batch, as even as
+    possible over `depth`.
+    """
+    most = max(1, most)
+    if jax.default_backend() == "cpu":
+        return 1, min(most, usable_cores())
+    return math.ceil(depth / math.ceil(depth / most)), 1
 
 
 def best_dtype() -> str:

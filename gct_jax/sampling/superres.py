@@ -16,8 +16,9 @@ the reference's independent noise.
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ from gct_jax.sampling.diffusion_solvers import Denoiser, solve, time_grid
 
 # Streams of a slice's noise: in the low-resolution image, at the start, in step 0, 1, ...
 LOW_RES_STREAM, START_STREAM, FIRST_STEP_STREAM = 0, 1, 2
+
+T = TypeVar("T")
 
 
 def make_denoiser(
@@ -118,6 +121,7 @@ def super_resolve_slices(
     self_cond: bool = False,
     noise_turn: float = 1.0,
     sharding: jax.sharding.Sharding | None = None,
+    at_once: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Enlarge the slices of volumes; a batch may hold slices of several.
@@ -136,6 +140,8 @@ def super_resolve_slices(
         self_cond: as in training, see `DiffusionConfig`.
       noise_turn: slices after which the noise is an independent one, equation (1); at least 1.
       sharding: placement of a batch of slices on several devices, None for the default device.
+      at_once: batches that run at the same time. On a CPU, whose cores a small network does not
+        keep busy, two of one slice are faster than one of two.
       on_batch: called with the number of slices finished.
 
     Returns:
@@ -160,17 +166,39 @@ def super_resolve_slices(
     prompts = {name: value for name, value in given.items() if value is not None}
     low_res = np.asarray(low_res, np.float32)
     volumes, depth = low_res.shape[:2]
-    finished = []
-    for first in range(0, volumes * depth, batch):
+
+    def batch_from(first: int) -> np.ndarray:
         rows = np.minimum(np.arange(first, first + batch), volumes * depth - 1)
         volume, index = np.divmod(rows, depth)
         prompt = {name: value[volume] for name, value in prompts.items()}
         inputs = jax.device_put((low_res[volume, index], index, prompt, keys[volume]), sharding)
-        count = min(batch, volumes * depth - first)
-        finished.append(np.asarray(run(unet_apply, *inputs, noise_turn))[:count])
+        return np.asarray(run(unet_apply, *inputs, noise_turn))[: volumes * depth - first]
+
+    finished: list[np.ndarray] = []
+    for images in first_then_together(batch_from, range(0, volumes * depth, batch), at_once):
+        finished.append(images)
         if on_batch is not None:
-            on_batch(first + count)
+            on_batch(sum(map(len, finished)))
     return np.concatenate(finished).reshape(volumes, depth, *finished[0].shape[1:])
+
+
+def first_then_together(
+    fn: Callable[[int], T], numbers: Iterable[int], at_once: int
+) -> Iterator[T]:
+    """`fn` of each number, in their order: of the first alone, so that what it compiles is compiled
+    once, then of `at_once` at a time. After an error or a stop no further one is begun."""
+    rest = iter(numbers)
+    for first in rest:
+        yield fn(first)
+        break
+    if at_once == 1:
+        yield from map(fn, rest)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield from pool.map(fn, rest)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @functools.partial(

@@ -12,7 +12,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from gct_jax.config import ModelConfig
 from gct_jax.errors import GctError, InputError
 from gct_jax.files import replace_when_done
+from gct_jax.host import usable_cores
 from launch.benchmark.cases import CEILING, SIZES, Case, choose
 from launch.benchmark.chart import save_chart
 from launch.benchmark.process import Limits, machine_memory, run_job
@@ -143,7 +143,7 @@ class Bench:
         self, folder: Path, options: argparse.Namespace, limits: Limits, model: ModelConfig
     ):
         self.folder, self.options, self.limits, self.model = folder, options, limits, model
-        self.cores = cores()
+        self.cores = usable_cores()
 
     def job(self, side: str, cases: list[str]) -> Job:
         """A worker's orders."""
@@ -210,7 +210,7 @@ def describe(options: argparse.Namespace, limits: Limits, device: dict[str, Any]
     return {
         "device": name,
         "platform": device["platform"],
-        "cores": cores(),
+        "cores": usable_cores(),
         "memory_gb": machine_memory().total / GIGABYTE,
         "memory_limit_gb": limits.memory_bytes / GIGABYTE,
         "dtype": options.dtype,
@@ -221,12 +221,6 @@ def describe(options: argparse.Namespace, limits: Limits, device: dict[str, Any]
         "python": platform.python_version(),
         "versions": device["versions"],
     }
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def processor() -> str:

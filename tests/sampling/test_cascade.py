@@ -18,7 +18,7 @@ from gct_jax.parts import build_part
 from gct_jax.sampling.cascade import (
     CPU_BYTES,
     Settings,
-    batch_size,
+    batches,
     best_dtype,
     fitting_slices,
     generate_volumes,
@@ -207,10 +207,19 @@ def test_depth_of_the_noise_must_not_be_negative():
 
 @given(st.integers(1, 300), st.integers(0, 400))
 def test_batches_of_slices_are_even_and_bounded(depth, most):
-    batch = batch_size(depth, most)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax.default_backend", lambda: "gpu")
+        batch, at_once = batches(depth, most)
+    assert at_once == 1
     assert 1 <= batch <= max(1, most)
-    batches = -(-depth // batch)
-    assert batch * batches - depth < batches  # fewer idle places than batches
+    count = -(-depth // batch)
+    assert batch * count - depth < count  # fewer idle places than batches
+
+
+@pytest.mark.parametrize("most, cores, expected", [(0, 8, 1), (3, 8, 3), (8, 2, 2), (8, 1, 1)])
+def test_a_cpu_takes_a_slice_per_core_that_fits(monkeypatch, most, cores, expected):
+    monkeypatch.setattr("gct_jax.sampling.cascade.usable_cores", lambda: cores)
+    assert batches(33, most) == (1, expected)
 
 
 @given(st.integers(8, 512))

@@ -1,5 +1,7 @@
 """Super-resolution sampling: recorded reference runs, and independence of batch and devices."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,12 @@ from jax.tree_util import Partial
 from gct_jax.corruption import diffusion
 from gct_jax.corruption.low_res import noised_low_res, resize_nearest
 from gct_jax.sampling.diffusion_solvers import initial_state, solve, solver_step, time_grid
-from gct_jax.sampling.superres import make_denoiser, slice_noise, super_resolve_slices
+from gct_jax.sampling.superres import (
+    first_then_together,
+    make_denoiser,
+    slice_noise,
+    super_resolve_slices,
+)
 
 LOG_SNRS = diffusion.log_snr_cosine(time_grid(25))
 
@@ -165,6 +172,11 @@ def test_result_depends_on_neither_batch_size_nor_devices(solver, turn):
     np.testing.assert_allclose(run(batch=3, on_batch=finished.append), one_by_one, atol=1e-6)
     assert finished == [3, 5]
     np.testing.assert_allclose(run(batch=8, sharding=split), one_by_one, atol=1e-6)
+    for at_once in (2, 3):
+        finished.clear()
+        together = run(batch=1, at_once=at_once, on_batch=finished.append)
+        assert finished == [1, 2, 3, 4, 5]
+        np.testing.assert_array_equal(together, one_by_one)
     assert np.abs(one_by_one[0] - one_by_one[1]).max() > 0.01
 
 
@@ -181,6 +193,44 @@ def test_volumes_side_by_side_equal_each_alone():
     swapped = blended(low_res, keys[::-1], noise_turn=2.0)
     assert np.abs(swapped[0] - together[0]).max() > 0.01
     np.testing.assert_array_equal(swapped[1], together[1])
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_no_batch_is_begun_after_a_stop(at_once):
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        return number
+
+    together = first_then_together(work, range(100), at_once)
+    assert next(together) == 0
+    assert begun == [0]  # alone
+    assert next(together) == 1
+    together.close()
+    assert list(together) == []
+    before = len(begun)
+    assert list(first_then_together(work, range(7), at_once)) == list(range(7))
+    assert sorted(begun[before:]) == list(range(7))
+
+
+def test_at_most_so_many_run_at_once_and_an_error_ends_them():
+    running, most, lock = [], [], threading.Lock()
+
+    def work(number):
+        with lock:
+            running.append(number)
+            most.append(len(running))
+        threading.Event().wait(0.01)
+        with lock:
+            running.remove(number)
+        if number == 5:
+            raise ValueError("five")
+
+    with pytest.raises(ValueError, match="five"):
+        list(first_then_together(work, range(200), 3))
+    assert max(most) <= 3
+    assert len(most) < 50  # the rest was cancelled
 
 
 def test_each_volume_reads_its_own_prompt():

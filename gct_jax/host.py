@@ -1,4 +1,4 @@
-"""Memory that this process has freed goes back to the operating system.
+"""What this process may use of the machine, and what it gives back.
 
 glibc keeps what a program frees in order to use it again. Loading weights and compiling leave 100
 to 150 MB behind in this way, which nothing later needs.
@@ -6,6 +6,13 @@ to 150 MB behind in this way, which nothing later needs.
 
 import contextlib
 import ctypes
+import os
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def give_back_freed_memory() -> None:

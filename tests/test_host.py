@@ -1,11 +1,12 @@
-"""What has been freed leaves the process."""
+"""What has been freed leaves the process, and cores are those of its affinity."""
 
+import os
 import platform
 from pathlib import Path
 
 import pytest
 
-from gct_jax.host_memory import give_back_freed_memory
+from gct_jax.host import give_back_freed_memory, usable_cores
 
 PIECES, BYTES = 40_000, 4096
 
@@ -34,3 +35,19 @@ def test_other_systems_go_on(monkeypatch):
 
     monkeypatch.setattr("ctypes.CDLL", no_such_library)
     give_back_freed_memory()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="asks Linux")
+def test_cores_are_those_that_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert usable_cores() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_without_affinity_all_cores_count(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert usable_cores() == (os.cpu_count() or 1)
