@@ -122,7 +122,7 @@ def ctvit() -> TrainConfig:
         # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
         ctvit=CTViTTraining(
             commitment_weight=0.02,
-            window_weight=0.05,
+            soft_tissue_weight=0.05,
             codebook_decay=0.9,
             dead_code_threshold=0.1,
             continuous_steps=100,

@@ -80,7 +80,8 @@ class CTViTTraining:
     For the first `continuous_steps` the decoder sees latents that are not quantised yet, so that
     the codebook starts from tokens that mean something instead of collapsing onto a few.
     `vgg16` is a .safetensors file of torchvision's VGG-16, for the perceptual loss.
-    `window_weight` adds a mean absolute error of the soft-tissue window, where contrast is small.
+    `soft_tissue_weight` adds a mean absolute error of the soft-tissue window, where contrast is
+    small, `lung_weight` a mean squared error of the range of aerated lung.
     From `discriminator_start_step` on, each `discriminator_every`-th step also updates the
     discriminator, each `penalty_every`-th of these with the gradient penalty.
     `twins`: rows 2i and 2i + 1 of a batch are one patient with other findings; voxels in which they
@@ -93,7 +94,8 @@ class CTViTTraining:
     commitment: str = "normalized"
     commitment_weight: float = 1.0
     continuous_steps: int = 0
-    window_weight: float = 0.0
+    soft_tissue_weight: float = 0.0
+    lung_weight: float = 0.0
     twins: bool = False
     twin_weight: float = 0.0
     perceptual_weight: float = 0.0

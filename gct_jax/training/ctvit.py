@@ -2,13 +2,14 @@
 
 With x a volume, y its reconstruction, and s one random slice of each sample:
 
-    L = w_r |x - y|^2 + w_c commitment + w_s |window(x) - window(y)|
+    L = w_r |x - y|^2 + w_l |lung(x) - lung(y)|^2 + w_s |soft(x) - soft(y)| + w_c commitment
         + w_p perceptual(x_s, y_s) + lambda generator(y_s)                                     (1)
 
-The last two terms are optional, as is the discriminator; window() keeps the soft-tissue range, in
-which organs differ by little. The codebook follows the encoder by moving averages; hardly used
-rows are replaced by tokens of the batch. With `twins` the squared error weighs more where two
-volumes of one patient differ, i.e. where the findings are, which are small and rare.
+The last two terms are optional, as is the discriminator; lung() and soft() keep the range of
+aerated lung and of soft tissue as shares of their width: what is wrong with either changes it by
+little beside the edges of bone and body. The codebook follows the encoder by moving averages;
+hardly used rows are replaced by tokens of the batch. With `twins` the squared errors weigh more
+where two volumes of one patient differ, i.e. where the findings are, which are small and rare.
 
 Differences from the PyTorch trainer: one update of everything per batch, with the discriminator at
 every `discriminator_every`-th (there: three generator updates, then one of the discriminator on a
@@ -41,7 +42,9 @@ from gct_jax.training.optimizer import (
 from gct_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-SOFT_TISSUE = (-0.125, 0.225)  # the mediastinal window in HU / 1000
+# In HU / 1000: the mediastinal window, and lung from emphysema to ground glass.
+SOFT_TISSUE = (-0.125, 0.225)
+LUNG = (-1.0, -0.4)
 TWIN_THRESHOLD = 0.03  # in HU / 1000
 
 
@@ -91,10 +94,12 @@ def discriminator_optimizer(config: TrainConfig) -> OptimizerConfig:
     return dataclasses.replace(config.optimizer, learning_rate=rate)
 
 
-def window_error(volume: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    """Mean absolute error within the soft-tissue window, as a share of its width."""
-    low, high = SOFT_TISSUE
-    return jnp.mean(jnp.abs(volume.clip(low, high) - reconstruction.clip(low, high))) / (high - low)
+def window_difference(
+    volume: jax.Array, reconstruction: jax.Array, window: tuple[float, float]
+) -> jax.Array:
+    """Difference of both after clipping to `window` (low, high), as a share of its width."""
+    low, high = window
+    return (volume.clip(low, high) - reconstruction.clip(low, high)) / (high - low)
 
 
 def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Array) -> CTViTOutput:
@@ -128,23 +133,26 @@ def generator_loss(
     variables = {"params": params, "codebook": {"quantizer": codebook}}
     out = forward(config, variables, volume, state.step)
     reconstruction = losses.reconstruction_loss(volume, out.reconstruction)
-    weighted = reconstruction
+    weight = jnp.float32(1)
     if weights.twins:
         weight = twins.difference_weight(volume, weights.twin_weight, TWIN_THRESHOLD)
-        weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
+    weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
-    window = window_error(volume, out.reconstruction)
+    soft_tissue = jnp.mean(jnp.abs(window_difference(volume, out.reconstruction, SOFT_TISSUE)))
+    lung = jnp.mean(weight * jnp.square(window_difference(volume, out.reconstruction, LUNG)))
     loss = (
         weights.reconstruction_weight * weighted
         + weights.commitment_weight * commitment
-        + weights.window_weight * window
+        + weights.soft_tissue_weight * soft_tissue
+        + weights.lung_weight * lung
     )
     usage = quantizer.codebook_usage(out.ids, codebook["embedding"].shape[0])
     metrics = {
         "reconstruction": reconstruction,
         "weighted_reconstruction": weighted,
         "commitment": commitment,
-        "window_error": window,
+        "soft_tissue_error": soft_tissue,
+        "lung_error": lung,
         "psnr": 10 * jnp.log10(4 / reconstruction),  # the range [-1, 1] squared is 4
         **{f"codebook/{name}": value for name, value in usage.items()},
     }

@@ -100,3 +100,36 @@ def test_random_squares_show_the_same_place():
     np.testing.assert_array_equal(large, np.kron(small, np.ones((1, 4, 4, 1), np.float32)))
     rows = [int(np.argwhere(low[i, ..., 0] == small[i, 0, 0, 0])[0, 0]) for i in range(6)]
     assert len(set(rows)) > 1
+
+
+def test_a_window_sees_differences_within_its_range_as_shares_of_its_width():
+    volume = jnp.array([-1.0, -0.9, -0.4, 0.0, -0.7])
+    other = jnp.array([-1.2, -0.6, 0.9, 1.0, -0.7])
+    np.testing.assert_allclose(
+        ctvit.window_difference(volume, other, (-1.0, -0.4)), [0, -0.5, 0, 0, 0], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        ctvit.window_difference(volume, other, (-0.2, 0.3)), [0, 0, -1, -0.6, 0], atol=1e-6
+    )
+
+
+def test_lung_error_weighs_the_findings_of_twins_and_enters_the_loss():
+    config = override(tiny.ctvit(), ["ctvit.twins=True", "ctvit.twin_weight=3.0"])
+    start = {"ctvit": jax.tree.map(jnp.asarray, random_variables(config.model, "ctvit"))}
+    state = ctvit.init_state(config, KEY, start)
+    volume = np.random.default_rng(4).uniform(-1, 0, (2, 5, 16, 16, 1)).astype(np.float32)
+    volume[1, :3] = volume[0, :3]  # no finding in these slices
+
+    def run(weight):
+        weighted = override(config, [f"ctvit.lung_weight={weight}"])
+        loss, (metrics, out) = quick_jit(
+            lambda v: ctvit.generator_loss(state.params["ctvit"], state, weighted, v, KEY)
+        )(volume)
+        return float(loss), float(metrics["lung_error"]), np.asarray(out.reconstruction)
+
+    plain, error, reconstruction = run(0.0)
+    difference = np.clip(volume, -1, -0.4) - np.clip(reconstruction, -1, -0.4)
+    finding = np.abs(volume[0] - volume[1]) > 0.03
+    expected = np.mean(np.where(finding, 4, 1) * (difference / 0.6) ** 2)
+    assert error == pytest.approx(expected, rel=1e-5)
+    assert run(2.0)[0] == pytest.approx(plain + 2 * error, rel=1e-5)
