@@ -40,11 +40,10 @@ from gct_jax.training.optimizer import (
     update_average,
 )
 from gct_jax.training.state import TrainState
+from gct_jax.volumes.intensity import WINDOWS_HU, from_unit
 
 Metrics = dict[str, jax.Array]
-# In HU / 1000: the mediastinal window, and lung from emphysema to ground glass.
-SOFT_TISSUE = (-0.125, 0.225)
-LUNG = (-1.0, -0.4)
+LUNG_HU = (-1000.0, -400.0)  # from emphysema to ground glass
 TWIN_THRESHOLD = 0.03  # in HU / 1000
 
 
@@ -95,11 +94,12 @@ def discriminator_optimizer(config: TrainConfig) -> OptimizerConfig:
 
 
 def window_difference(
-    volume: jax.Array, reconstruction: jax.Array, window: tuple[float, float]
+    volume: jax.Array, reconstruction: jax.Array, window_hu: tuple[float, float]
 ) -> jax.Array:
-    """Difference of both after clipping to `window` (low, high), as a share of its width."""
-    low, high = window
-    return (volume.clip(low, high) - reconstruction.clip(low, high)) / (high - low)
+    """Difference of volumes in [-1, 1] after clipping to a window, as a share of its width."""
+    low, high = window_hu
+    clipped = [from_unit(x).clip(low, high) for x in (volume, reconstruction)]
+    return (clipped[0] - clipped[1]) / (high - low)
 
 
 def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Array) -> CTViTOutput:
@@ -138,8 +138,10 @@ def generator_loss(
         weight = twins.difference_weight(volume, weights.twin_weight, TWIN_THRESHOLD)
     weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
-    soft_tissue = jnp.mean(jnp.abs(window_difference(volume, out.reconstruction, SOFT_TISSUE)))
-    lung = jnp.mean(weight * jnp.square(window_difference(volume, out.reconstruction, LUNG)))
+    windows_hu = (WINDOWS_HU["mediastinal"], LUNG_HU)
+    soft, air = (window_difference(volume, out.reconstruction, window) for window in windows_hu)
+    soft_tissue = jnp.mean(jnp.abs(soft))
+    lung = jnp.mean(weight * jnp.square(air))
     loss = (
         weights.reconstruction_weight * weighted
         + weights.commitment_weight * commitment

@@ -106,10 +106,10 @@ def test_a_window_sees_differences_within_its_range_as_shares_of_its_width():
     volume = jnp.array([-1.0, -0.9, -0.4, 0.0, -0.7])
     other = jnp.array([-1.2, -0.6, 0.9, 1.0, -0.7])
     np.testing.assert_allclose(
-        ctvit.window_difference(volume, other, (-1.0, -0.4)), [0, -0.5, 0, 0, 0], atol=1e-6
+        ctvit.window_difference(volume, other, (-1000.0, -400.0)), [0, -0.5, 0, 0, 0], atol=1e-6
     )
     np.testing.assert_allclose(
-        ctvit.window_difference(volume, other, (-0.2, 0.3)), [0, 0, -1, -0.6, 0], atol=1e-6
+        ctvit.window_difference(volume, other, (-200.0, 300.0)), [0, 0, -1, -0.6, 0], atol=1e-6
     )
 
 
