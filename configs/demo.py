@@ -120,6 +120,7 @@ def ctvit() -> TrainConfig:
         ),
         data=DataConfig(cases=4096, held_out=32),
         # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
+        # A `lung_weight` of 1 costs 0.6 dB of the whole and brings no further finding out.
         ctvit=CTViTTraining(
             commitment_weight=0.02,
             soft_tissue_weight=0.05,

@@ -6,7 +6,7 @@ Renders cases that neither training nor evaluation uses, each with two lists of 
 every rendering and a smoothed copy of it (a model's volume is smoother than a rendering), fits the
 weights and writes data_pipelines/phantom/detectors.npz. Prints how well they read as many further
 cases as `--held-out` says. Measurements are kept in WORKDIR, so that an interrupted run continues;
-they take 20 minutes on one core. Needs `pip install -e '.[evaluate]'`.
+they take half an hour on two cores. Needs `pip install -e '.[evaluate]'`.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cases", type=int, default=1024, help="to fit, twice each (1024)")
-    parser.add_argument("--held-out", type=int, default=128, help="to read afterwards (128)")
+    parser.add_argument("--cases", type=int, default=4096, help="to fit, twice each (4096)")
+    parser.add_argument("--held-out", type=int, default=256, help="to read afterwards (256)")
     parser.add_argument("--workdir", type=Path, default=Path("out/detectors"))
     parser.add_argument("--out", type=Path, default=SHIPPED, help="weights (those in use)")
     parser.add_argument("--processes", type=int, default=2, help="that measure (2)")
