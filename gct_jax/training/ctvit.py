@@ -138,10 +138,9 @@ def generator_loss(
         weight = twins.difference_weight(volume, weights.twin_weight, TWIN_THRESHOLD)
     weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
-    windows_hu = (WINDOWS_HU["mediastinal"], LUNG_HU)
-    soft, air = (window_difference(volume, out.reconstruction, window) for window in windows_hu)
+    soft = window_difference(volume, out.reconstruction, WINDOWS_HU["mediastinal"])
     soft_tissue = jnp.mean(jnp.abs(soft))
-    lung = jnp.mean(weight * jnp.square(air))
+    lung = jnp.mean(weight * jnp.square(window_difference(volume, out.reconstruction, LUNG_HU)))
     loss = (
         weights.reconstruction_weight * weighted
         + weights.commitment_weight * commitment
