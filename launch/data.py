@@ -35,9 +35,13 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
     data, loop = config.data, config.loop
     if data.held_out >= data.cases:
         raise ConfigError(f"data.held_out = {data.held_out} leaves none of {data.cases} cases")
-    folder = Path(data.folder) if data.folder else workdir / "data"
-    make_batch = MAKERS[config.stage](config, folder, workdir, parts)
     training_cases = data.cases - data.held_out
+    if config.ctvit.principal_start > training_cases:
+        raise ConfigError(
+            f"ctvit.principal_start = {config.ctvit.principal_start} is more than the "
+            f"{training_cases} training cases"
+        )
+    make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, parts)
     rows_per_case = len(_sources(config))
     batch_cases, rest = divmod(loop.batch_size, rows_per_case * jax.process_count())
     if rest:
@@ -56,6 +60,11 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
     groups = range(training_cases, data.cases - local + 1, local)
     held_out = [make_batch(0, list(range(first, first + local))) for first in groups]
     return PhantomData(stream, held_out)
+
+
+def _folder(config: TrainConfig, workdir: Path) -> Path:
+    """Where prepared cases lie."""
+    return Path(config.data.folder) if config.data.folder else workdir / "data"
 
 
 def _sources(config: TrainConfig) -> tuple[bool, ...]:
@@ -93,6 +102,13 @@ def _volumes(config: TrainConfig, folder: Path, twins: bool = False) -> batches.
 def _ctvit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     sources = [_volumes(config, folder, twins) for twins in _sources(config)]
     return lambda step, cases: batches.volume_batch(sources, cases)
+
+
+def first_volumes(config: TrainConfig, workdir: Path, count: int) -> np.ndarray:
+    """Training cases 0 ... `count` - 1, the same on every host: float32 [count, d, h, w, 1] in
+    [-1, 1]."""
+    source = _volumes(config, _folder(config, workdir))
+    return batches.volume_batch([source], list(range(count)))["volume"]
 
 
 def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:

@@ -78,9 +78,10 @@ def run(options: argparse.Namespace) -> None:
     import dataclasses
 
     from gct_jax.parts import check_parts_fit
+    from gct_jax.training.ctvit_start import principal_variables
     from gct_jax.training.loop import train
     from gct_jax.training.stages import join_parts, make_stage, write_config
-    from launch.data import phantom_data
+    from launch.data import first_volumes, phantom_data
     from launch.samples import SAMPLERS, sample_function
 
     if options.multi_host is not None:
@@ -92,6 +93,10 @@ def run(options: argparse.Namespace) -> None:
     config = dataclasses.replace(config, model=parts.config)
     write_config(options.workdir, config)
     data = phantom_data(config, options.workdir, parts)
+    start = config.ctvit.principal_start
+    if config.stage == "ctvit" and start and "ctvit" not in parts.variables:
+        volumes = first_volumes(config, options.workdir, start)
+        parts.variables["ctvit"] = principal_variables(config, volumes)
     # A sample needs all of the state in one place, which no host of several has.
     draws = config.stage in SAMPLERS and options.multi_host is None
     train(

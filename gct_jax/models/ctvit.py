@@ -72,6 +72,23 @@ def nearest_slice_count(slices: int, temporal_patch_size: int) -> int:
     return slice_count(max(1, frames), temporal_patch_size)
 
 
+def to_patches(
+    volume: jax.Array, *, patch_size: int, temporal_patch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Volume [batch, depth, height, width, channels] -> flattened patches of slice 0 [batch, 1, h,
+    w, values] and of the others [batch, t - 1, h, w, values].
+
+    Raises:
+      ValueError: a volume that the patches do not divide.
+    """
+    sizes = {"patch_size": patch_size, "temporal_patch_size": temporal_patch_size}
+    token_grid(*volume.shape[1:4], **sizes)
+    pattern = "b (t pt) (h ph) (w pw) c -> b t h w (c pt ph pw)"
+    size = {"ph": patch_size, "pw": patch_size}
+    first = rearrange(volume[:, :1], pattern, pt=1, **size)
+    return first, rearrange(volume[:, 1:], pattern, pt=temporal_patch_size, **size)
+
+
 def slice_to_token_mask(
     slice_mask: jax.Array, grid: tuple[int, int, int], temporal_patch_size: int
 ) -> jax.Array:
@@ -199,15 +216,9 @@ class CTViT(nn.Module):
         Raises:
           ValueError: a volume that the patches do not divide.
         """
-        token_grid(
-            *volume.shape[1:4],
-            patch_size=self.patch_size,
-            temporal_patch_size=self.temporal_patch_size,
+        first, rest = to_patches(
+            volume, patch_size=self.patch_size, temporal_patch_size=self.temporal_patch_size
         )
-        pattern = "b (t pt) (h ph) (w pw) c -> b t h w (c pt ph pw)"
-        size = {"ph": self.patch_size, "pw": self.patch_size}
-        first = rearrange(volume[:, :1], pattern, pt=1, **size)
-        rest = rearrange(volume[:, 1:], pattern, pt=self.temporal_patch_size, **size)
         return jnp.concatenate(
             [self.first_patch_embedding(first), self.patch_embedding(rest)], axis=1
         )

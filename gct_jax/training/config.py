@@ -79,6 +79,8 @@ class CTViTTraining:
     `commitment` "normalized" compares unit vectors (mends reference Q6), "reference" raw ones.
     For the first `continuous_steps` the decoder sees latents that are not quantised yet, so that
     the codebook starts from tokens that mean something instead of collapsing onto a few.
+    `principal_start` > 0: patches of that many volumes give the first weights
+    (`gct_jax.training.ctvit_start`); 0 draws them.
     `vgg16` is a .safetensors file of torchvision's VGG-16, for the perceptual loss.
     `soft_tissue_weight` adds a mean absolute error of the soft-tissue window, where contrast is
     small, `lung_weight` a mean squared error of the range of aerated lung.
@@ -94,6 +96,7 @@ class CTViTTraining:
     commitment: str = "normalized"
     commitment_weight: float = 1.0
     continuous_steps: int = 0
+    principal_start: int = 0
     soft_tissue_weight: float = 0.0
     lung_weight: float = 0.0
     twins: bool = False

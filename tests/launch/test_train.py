@@ -95,6 +95,13 @@ def test_stages_learn_and_make_a_model_folder(folder):
     assert model.tokenizer.size <= model.config.t5.vocab_size
 
 
+def test_a_principal_start_rebuilds_from_the_first_step(tmp_path):
+    overrides = ["loop.steps=1", "loop.log_every=1", "ctvit.continuous_steps=1"]
+    drawn = run(tmp_path / "drawn", "ctvit", overrides=overrides)
+    started = run(tmp_path / "start", "ctvit", overrides=[*overrides, "ctvit.principal_start=16"])
+    assert started[0]["reconstruction"] < 0.1 * drawn[0]["reconstruction"]
+
+
 def test_a_finished_run_is_not_continued(folder):
     before = run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"])
     assert before[-1]["step"] == 20
@@ -114,6 +121,7 @@ def test_a_finished_run_is_not_continued(folder):
         (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
         (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
         (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
+        (["--config", "configs/tiny.py:ctvit", "ctvit.principal_start=17"], "16 training cases"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
