@@ -17,7 +17,8 @@ SOURCES = {"generated": "generated", "phantom": "phantom", "ctvit": "CT-ViT of p
 
 def markdown(results: dict) -> str:
     """Everything that was measured, as tables."""
-    parts = [_header(results), _findings(results["findings"]), _sides(results["sides"])]
+    findings = results["findings"]
+    parts = [_header(results), _findings(findings), _sides(results["sides"], findings)]
     if results["steps"]:
         parts.append(_steps(results["steps"]))
     parts += [_quality(results["quality"]), _swaps(results["swaps"])]
@@ -54,10 +55,18 @@ def _findings(rows: Sequence[dict]) -> str:
     )
 
 
-def _sides(rows: Sequence[dict]) -> str:
+def _sides(rows: Sequence[dict], findings: Sequence[dict]) -> str:
     table = [["finding asked on one side", "asked", *SOURCES.values()]]
-    total = {key: sum(row[key] for row in rows) for key in ("asked", *SOURCES)}
-    for row in [*rows, {"finding": "all", **total}]:
+    good = {row["finding"] for row in findings if row["generated"]["value"] >= GOOD_AUROC}
+    sums = {
+        f"those generated with AUROC >= {GOOD_AUROC}": [r for r in rows if r["finding"] in good],
+        "all": rows,
+    }
+    totals = [
+        {"finding": title, **{key: sum(r[key] for r in part) for key in ("asked", *SOURCES)}}
+        for title, part in sums.items()
+    ]
+    for row in [*rows, *totals]:
         shares = [_share(row[source], row["asked"]) for source in SOURCES]
         table.append([row["finding"], str(row["asked"]), *shares])
     return f"## Side correct\n\n{markdown_table(table)}"

@@ -72,6 +72,9 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     assert [row["steps"] for row in found["steps"]] == [1, found["run"]["steps"]]
     sides = sum(row["generated"] for row in found["sides"])
     assert found["steps"][-1]["side_correct"] == sides  # the model's own number of steps
+    drawn = {row["finding"] for row in found["findings"] if row["generated"]["value"] >= 0.9}
+    asked = sum(row["asked"] for row in found["sides"] if row["finding"] in drawn)
+    assert f"| those generated with AUROC >= 0.9 | {asked} |" in table
     assert (out / "montage.png").stat().st_size > 500
 
     kept = {path: path.stat().st_mtime_ns for path in (out / "volumes").iterdir()}
