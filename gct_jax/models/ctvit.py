@@ -81,8 +81,7 @@ def to_patches(
     Raises:
       ValueError: a volume that the patches do not divide.
     """
-    sizes = {"patch_size": patch_size, "temporal_patch_size": temporal_patch_size}
-    token_grid(*volume.shape[1:4], **sizes)
+    token_grid(*volume.shape[1:4], patch_size=patch_size, temporal_patch_size=temporal_patch_size)
     pattern = "b (t pt) (h ph) (w pw) c -> b t h w (c pt ph pw)"
     size = {"ph": patch_size, "pw": patch_size}
     first = rearrange(volume[:, :1], pattern, pt=1, **size)

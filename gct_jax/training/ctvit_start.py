@@ -27,7 +27,6 @@ from gct_jax.parts import build_part, init_part
 from gct_jax.training.config import TrainConfig
 
 TRANSFORMERS = ("encoder_spatial", "encoder_temporal", "decoder_temporal", "decoder_spatial")
-BRANCH_ENDS = (("peg",), ("self_attention", "out"), ("feed_forward", "out"))
 RIDGE = 1e-6  # of the mean square of a feature
 BATCH = 8  # volumes
 
@@ -120,8 +119,5 @@ def ridge_regression(inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarra
 
 def _silence(layer: dict[str, Any]) -> None:
     """Zero the last kernel of each branch of a transformer layer."""
-    for path in BRANCH_ENDS:
-        node = layer
-        for name in path:
-            node = node[name]
-        node["kernel"] = np.zeros_like(node["kernel"])
+    for end in (layer["peg"], layer["self_attention"]["out"], layer["feed_forward"]["out"]):
+        end["kernel"] = np.zeros_like(end["kernel"])
