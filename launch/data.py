@@ -36,12 +36,6 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
     if data.held_out >= data.cases:
         raise ConfigError(f"data.held_out = {data.held_out} leaves none of {data.cases} cases")
     training_cases = data.cases - data.held_out
-    if config.ctvit.principal_start > training_cases:
-        raise ConfigError(
-            f"ctvit.principal_start = {config.ctvit.principal_start} is more than the "
-            f"{training_cases} training cases"
-        )
-    make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, parts)
     rows_per_case = len(_sources(config))
     batch_cases, rest = divmod(loop.batch_size, rows_per_case * jax.process_count())
     if rest:
@@ -49,6 +43,7 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
             f"loop.batch_size = {loop.batch_size} is not a multiple of {rows_per_case} rows per "
             f"case x {jax.process_count()} processes"
         )
+    make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, parts)
 
     def stream(start: int) -> Iterator[batches.Batch]:
         process = (jax.process_index(), jax.process_count())

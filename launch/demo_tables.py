@@ -31,7 +31,8 @@ def _header(results: dict) -> str:
     return (
         f"# Evaluation of model '{run['model']}'\n\n"
         f"{run['prompts']} prompts of patients that no stage has seen (case seeds from "
-        f"{run['first_seed']}), {run['steps']} steps, guidance {run['guidance']:g}, model "
+        f"{run['first_seed']}), {run['steps']} steps, guidance {run['guidance']:g}, "
+        f"temperature {run['temperature']:g}, model "
         f"{run['sha256'][:12]}; {run['cut_prompts']} prompts were longer than the text encoder "
         "reads. Detectors are weighted sums of HU measurements in regions of the anatomy, fitted "
         "to renderings of other phantoms (`launch.fit_detectors`), to nothing that a network "

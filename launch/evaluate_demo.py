@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gct_jax.commands.argument_types import weight
 from gct_jax.errors import GctError
 from launch.extras import require_extras
 
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=200, help="held-out cases (200)")
     parser.add_argument("--seed", type=int, default=0, help="added to the first case seed (0)")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
-    parser.add_argument("--guidance", type=float, help="instead of the model's")
+    parser.add_argument("--guidance", type=weight, help="instead of the model's")
+    parser.add_argument("--temperature", type=weight, help="instead of the model's")
     parser.add_argument("--steps", type=int, help="token decoding steps instead of the model's")
     parser.add_argument(
         "--compare-steps",
@@ -132,6 +134,7 @@ def evaluate(options: argparse.Namespace) -> str:
             "first_seed": first,
             "steps": settings.steps,
             "guidance": settings.guidance,
+            "temperature": settings.temperature,
         },
         "findings": findings,
         "sides": sides,
@@ -156,7 +159,7 @@ def _settings(model: Any, options: argparse.Namespace) -> Any:
     return Settings(
         slices=model.config.volume.slices,
         steps=options.steps or defaults.steps,
-        temperature=defaults.temperature,
+        temperature=(defaults.temperature if options.temperature is None else options.temperature),
         guidance=defaults.guidance if options.guidance is None else options.guidance,
         superres=False,
         superres_steps=defaults.superres_steps,

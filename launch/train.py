@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> None:
     import dataclasses
 
     from gct_jax.parts import check_parts_fit
-    from gct_jax.training.ctvit_start import principal_variables
-    from gct_jax.training.loop import train
+    from gct_jax.training.ctvit_start import check_principal_start, principal_variables
+    from gct_jax.training.loop import fitting_mesh, train
     from gct_jax.training.stages import join_parts, make_stage, write_config
     from launch.data import first_volumes, phantom_data
     from launch.samples import SAMPLERS, sample_function
@@ -91,16 +91,23 @@ def run(options: argparse.Namespace) -> None:
         parts.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
     check_parts_fit(parts.config)
     config = dataclasses.replace(config, model=parts.config)
+    start = 0
+    if config.stage == "ctvit" and "ctvit" not in parts.variables:
+        start = config.ctvit.principal_start
+    # Whatever can be refused is refused before cases are prepared, which may take long.
+    stage = make_stage(config)
+    fitting_mesh(config.loop)
+    if start:
+        check_principal_start(config)
     write_config(options.workdir, config)
     data = phantom_data(config, options.workdir, parts)
-    start = config.ctvit.principal_start
-    if config.stage == "ctvit" and start and "ctvit" not in parts.variables:
+    if start:
         volumes = first_volumes(config, options.workdir, start)
         parts.variables["ctvit"] = principal_variables(config, volumes)
     # A sample needs all of the state in one place, which no host of several has.
     draws = config.stage in SAMPLERS and options.multi_host is None
     train(
-        make_stage(config),
+        stage,
         config.loop,
         options.workdir,
         data.batches,

@@ -33,7 +33,7 @@ def seed_list(text: str) -> list[int]:
 
 
 def weight(text: str) -> float:
-    """A guidance weight."""
+    """A guidance weight or a temperature."""
     with contextlib.suppress(ValueError):
         if 0 <= float(text) <= LARGEST_WEIGHT:
             return float(text)

@@ -61,6 +61,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--guidance", type=weight, help="how strictly the text is followed; 1: off")
     parser.add_argument("--steps", type=count, help="token decoding steps")
+    parser.add_argument(
+        "--temperature", type=weight, help="how freely tokens are drawn; 0: always the likeliest"
+    )
     parser.add_argument("--sr-steps", type=count, help="diffusion steps of the super-resolution")
     parser.add_argument(
         "--no-superres", action="store_true", help="stop at the low-resolution volume"
@@ -148,7 +151,9 @@ def choose_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Set
     settings = Settings(
         slices=fitting_slices(model.config, asked),
         steps=arguments.steps or defaults.steps,
-        temperature=defaults.temperature,
+        temperature=(
+            defaults.temperature if arguments.temperature is None else arguments.temperature
+        ),
         guidance=defaults.guidance if arguments.guidance is None else arguments.guidance,
         superres=not arguments.no_superres,
         superres_steps=arguments.sr_steps or defaults.superres_steps,

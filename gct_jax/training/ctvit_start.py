@@ -31,18 +31,30 @@ RIDGE = 1e-6  # of the mean square of a feature
 BATCH = 8  # volumes
 
 
-def principal_variables(config: TrainConfig, volumes: np.ndarray) -> dict[str, Any]:
-    """Fresh variables of the run's CT-ViT with the parameters of `principal_start`.
+def check_principal_start(config: TrainConfig) -> None:
+    """Refuse what only a long preparation of cases would bring to light.
 
     Raises:
-      ConfigError: the model has another `ctvit.patch_norm` than "output".
+      ConfigError: the model has another `ctvit.patch_norm` than "output", or there are fewer
+        training cases than the start asks for.
     """
-    network = build_part(config.model, "ctvit")
-    if network.patch_norm != "output":
+    count, training_cases = config.ctvit.principal_start, config.data.cases - config.data.held_out
+    if count > training_cases:
         raise ConfigError(
-            f"ctvit.principal_start needs a model with ctvit.patch_norm 'output', not "
-            f"{network.patch_norm!r}"
+            f"ctvit.principal_start = {count} is more than the {training_cases} training cases"
         )
+    assert config.model.ctvit is not None  # the stage trains it
+    if config.model.ctvit.patch_norm != "output":
+        raise ConfigError(
+            "ctvit.principal_start needs a model with ctvit.patch_norm 'output', not "
+            f"{config.model.ctvit.patch_norm!r}"
+        )
+
+
+def principal_variables(config: TrainConfig, volumes: np.ndarray) -> dict[str, Any]:
+    """Fresh variables of the run's CT-ViT with the parameters of `principal_start`; `config` is one
+    that `check_principal_start` accepts."""
+    network = build_part(config.model, "ctvit")
     variables = init_part(config.model, "ctvit", jax.random.key(config.loop.seed))
     return {**variables, "params": principal_start(network, variables["params"], volumes)}
 

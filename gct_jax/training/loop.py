@@ -67,13 +67,7 @@ def train(
       ConfigError: the mesh does not fit the devices or the batch.
     """
     # --- Devices: shapes first, then the layout, then the arrays themselves
-    mesh = make_mesh(config.mesh)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % shares:
-        raise ConfigError(
-            f"loop.batch_size = {config.batch_size} cannot be split over data x fsdp = {shares} "
-            "devices; change it or loop.mesh"
-        )
+    mesh = fitting_mesh(config)
     root_key = jax.random.key(config.seed)
     abstract = jax.eval_shape(stage.init_state, root_key, pretrained)
     shardings = state_shardings(abstract, mesh)
@@ -126,6 +120,22 @@ def train(
                 if last:
                     break
     return state
+
+
+def fitting_mesh(config: LoopConfig) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh` on this run's devices.
+
+    Raises:
+      ConfigError: it does not fit the devices or the batch.
+    """
+    mesh = make_mesh(config.mesh)
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shares:
+        raise ConfigError(
+            f"loop.batch_size = {config.batch_size} cannot be split over data x fsdp = {shares} "
+            "devices; change it or loop.mesh"
+        )
+    return mesh
 
 
 def jitted_train_step(stage: Stage, shardings: Any, mesh: jax.sharding.Mesh) -> Any:

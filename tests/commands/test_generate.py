@@ -94,12 +94,13 @@ def test_metadata_and_preview(made, model):
 def test_options_reach_the_sampler(model, tmp_path, capsys):
     words = "Large left pleural effusion. Cardiomegaly. " * 3
     options = ["--slices", "6", "--steps", "2", "--guidance", "1.5", "--no-superres"]
+    options += ["--temperature", "0"]
     out = tmp_path / "new" / "out"
     arguments = ["generate", f"58 years old female: {words}", "--model", str(model), *options]
     assert main([*arguments, "--out", str(out)]) == 0
     found = metadata(out)
     assert (found["slices_asked"], found["slices"], found["steps"]) == (6, 7, 2)
-    assert (found["guidance"], found["superres"]) == (1.5, False)
+    assert (found["guidance"], found["temperature"], found["superres"]) == (1.5, 0, False)
     assert voxels(out).shape == (16, 16, 7)
     assert found["spacing_mm"] == [9.0, 5.0, 5.0]
     cut = found["prompt_not_read"]
@@ -110,6 +111,19 @@ def test_options_reach_the_sampler(model, tmp_path, capsys):
     assert "6 slices are not possible with this model; making 7" in told.err
     assert "more than the 5 the model was trained on" in told.err
     assert "7 x 16 x 16 voxels of 9 x 5 x 5 mm, seed 0" in told.out
+
+
+def test_at_temperature_0_every_seed_takes_the_likeliest_tokens(model, tmp_path):
+    options = ["--model", str(model), "--steps", "2", "--no-superres", "--seeds", "0,1"]
+    for temperature in ("0", "30"):
+        out = tmp_path / temperature
+        arguments = ["generate", PROMPT, *options, "--temperature", temperature]
+        assert main([*arguments, "--out", str(out)]) == 0
+    equal = [
+        np.array_equal(*(voxels(tmp_path / temperature / f"seed_{seed}") for seed in (0, 1)))
+        for temperature in ("0", "30")
+    ]
+    assert equal == [True, False]
 
 
 def test_one_slice(model, tmp_path):
@@ -220,6 +234,7 @@ def refused(capsys, arguments):
         (["generate", "x", "--batch", "0"], "--batch: '0' is not a whole number from 1"),
         (["generate", "x", "--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
         (["generate", "x", "--guidance", "nan"], "--guidance: 'nan' is not a number"),
+        (["generate", "x", "--temperature", "-1"], "--temperature: '-1' is not a number from 0"),
         (["generate", "x", "--guidance", "1e30"], "is not a number from 0 to 1000"),
         (["generate", "x", "--model", "/no/such/model"], "no model folder /no/such/model"),
         (["generate", "x", "--prompts"], "--prompts"),

@@ -62,12 +62,13 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_demo, "SWAP_SEEDS", 2)
     out = tmp_path / "out"
     arguments = ["--model", str(model), "--out", str(out), "--prompts", "3", "--superres", "1"]
-    arguments += ["--compare-steps", "1"]
+    arguments += ["--compare-steps", "1", "--temperature", "2.5"]
     assert evaluate_demo.main(arguments) == 0
     table = (out / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
     assert all(re.search(rf"^\| {name} \|", table, re.MULTILINE) for name in FINDINGS)
     found = json.loads((out / "metrics.json").read_text())
+    assert found["run"]["temperature"] == 2.5 and "temperature 2.5, model" in table
     assert found["run"]["prompts"] == 3 and len(found["swaps"]) == len(measures.SWAPS)
     assert [row["steps"] for row in found["steps"]] == [1, found["run"]["steps"]]
     sides = sum(row["generated"] for row in found["sides"])
@@ -89,6 +90,7 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
         (["--prompts", "1"], "--prompts must be at least 2"),
         (["--compare-steps", "4", "0"], "--steps and --compare-steps must be at least 1"),
         (["--steps", "-1"], "--steps and --compare-steps must be at least 1"),
+        (["--temperature", "nan"], "--temperature: 'nan' is not a number"),
     ],
 )
 def test_impossible_counts_are_refused(arguments, message, capsys):

@@ -85,7 +85,14 @@ def test_before_any_step_the_network_rebuilds_volumes_that_it_has_not_seen():
     assert np.sqrt(np.mean((rebuild(drawn) - volumes) ** 2)) > 0.9 * spread
 
 
-def test_a_network_that_normalises_raw_patches_is_refused():
-    config = override(tiny.ctvit(), ["model.ctvit.patch_norm=both"])
-    with pytest.raises(ConfigError, match="patch_norm"):
-        ctvit_start.principal_variables(config, smooth_volumes(2, 5))
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("model.ctvit.patch_norm=both", "patch_norm 'output', not 'both'"),
+        ("ctvit.principal_start=17", "principal_start = 17 is more than the 16 training cases"),
+    ],
+)
+def test_what_no_start_can_serve_is_refused(field, message):
+    config = override(tiny.ctvit(), ["ctvit.principal_start=16", field])
+    with pytest.raises(ConfigError, match=message):
+        ctvit_start.check_principal_start(config)
