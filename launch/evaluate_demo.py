@@ -70,7 +70,7 @@ def evaluate(options: argparse.Namespace) -> str:
     from gct_jax.compilation_cache import enable_compilation_cache
     from gct_jax.files import replace_when_done
     from gct_jax.model_folder import demo_folder, load_model
-    from gct_jax.sampling.cascade import require_generator
+    from gct_jax.sampling.cascade import choose_settings, require_generator
     from launch import demo_measures as measures
     from launch import demo_tables as tables
     from launch import demo_volumes as volumes
@@ -78,7 +78,13 @@ def evaluate(options: argparse.Namespace) -> str:
     enable_compilation_cache()
     model = load_model(options.model or demo_folder())
     require_generator(model.config, superres=options.superres > 0)
-    settings = _settings(model, options)
+    settings = choose_settings(
+        model.config,
+        steps=options.steps or None,
+        temperature=options.temperature,
+        guidance=options.guidance,
+        superres=False,
+    )
     low, high = volumes.grids(model.config)
     spacing = (low.slice_spacing_mm, low.pixel_spacing_mm, low.pixel_spacing_mm)
     generate = volumes.Generator(model, settings, options.out / "volumes")
@@ -150,23 +156,6 @@ def evaluate(options: argparse.Namespace) -> str:
     shown = slice(min(MONTAGE_ROWS, len(prompts)))
     tables.save_montage(options.out / "montage.png", generated[shown], prompts[shown])
     return text
-
-
-def _settings(model: Any, options: argparse.Namespace) -> Any:
-    from gct_jax.sampling.cascade import Settings
-
-    defaults = model.config.sampling
-    return Settings(
-        slices=model.config.volume.slices,
-        steps=options.steps or defaults.steps,
-        temperature=(defaults.temperature if options.temperature is None else options.temperature),
-        guidance=defaults.guidance if options.guidance is None else options.guidance,
-        superres=False,
-        superres_steps=defaults.superres_steps,
-        superres_guidance=defaults.superres_guidance,
-        superres_solver=defaults.superres_solver,
-        superres_noise_depth_mm=defaults.superres_noise_depth_mm,
-    )
 
 
 def _superres_quality(

@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     enable_compilation_cache()
     model = load_model(arguments.model or demo_folder())
-    settings, asked = choose_settings(model, arguments)
+    settings, asked = read_settings(model, arguments)
     texts = [encode_prompt(model, request.prompt) for request in requests]
     if settings.slices != asked:
         note(f"{asked} slices are not possible with this model; making {settings.slices}")
@@ -132,34 +132,29 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
     return read_prompt_table(arguments.prompts, arguments.seed, arguments.out)
 
 
-def choose_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Settings", int]:
+def read_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Settings", int]:
     """The model's defaults with the user's options in their place, and the slice count asked for.
 
     Raises:
       GctError: the model cannot make such a volume.
     """
     from gct_jax.sampling.cascade import (
-        Settings,
         best_dtype,
+        choose_settings,
         fitting_slices,
         require_generator,
     )
 
     require_generator(model.config, superres=not arguments.no_superres)
-    defaults = model.config.sampling
     asked = arguments.slices or model.config.volume.slices
-    settings = Settings(
+    settings = choose_settings(
+        model.config,
         slices=fitting_slices(model.config, asked),
-        steps=arguments.steps or defaults.steps,
-        temperature=(
-            defaults.temperature if arguments.temperature is None else arguments.temperature
-        ),
-        guidance=defaults.guidance if arguments.guidance is None else arguments.guidance,
+        steps=arguments.steps,
+        temperature=arguments.temperature,
+        guidance=arguments.guidance,
         superres=not arguments.no_superres,
-        superres_steps=arguments.sr_steps or defaults.superres_steps,
-        superres_guidance=defaults.superres_guidance,
-        superres_solver=defaults.superres_solver,
-        superres_noise_depth_mm=defaults.superres_noise_depth_mm,
+        superres_steps=arguments.sr_steps,
         dtype=best_dtype() if arguments.dtype == "auto" else arguments.dtype,
     )
     return settings, asked

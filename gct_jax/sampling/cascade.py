@@ -65,6 +65,24 @@ class Settings(NamedTuple):
     dtype: str = "float32"
 
 
+def choose_settings(config: ModelConfig, **chosen: Any) -> Settings:
+    """The model's own settings and depth, with those fields of `chosen` in their place that are not
+    None."""
+    own = config.sampling
+    settings = Settings(
+        slices=config.volume.slices,
+        steps=own.steps,
+        temperature=own.temperature,
+        guidance=own.guidance,
+        superres_steps=own.superres_steps,
+        superres_guidance=own.superres_guidance,
+        superres_solver=own.superres_solver,
+        superres_noise_depth_mm=own.superres_noise_depth_mm,
+    )
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return settings._replace(**given)
+
+
 class Generated(NamedTuple):
     """A sampled volume.
 
