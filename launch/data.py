@@ -30,19 +30,37 @@ class PhantomData(NamedTuple):
     held_out: list[batches.Batch]
 
 
-def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomData:
-    """Prepare what is missing in `data.folder` (default: `workdir/data`) and open it."""
-    data, loop = config.data, config.loop
+def check_data(config: TrainConfig, parts: Parts) -> None:
+    """Refuse what `phantom_data` could not make batches from, before it prepares cases for minutes.
+
+    Raises:
+      ConfigError: no training case is left, a batch does not hold whole cases, or the stage needs
+        a network that no earlier folder holds.
+    """
+    data, batch_size, stage = config.data, config.loop.batch_size, config.stage
     if data.held_out >= data.cases:
         raise ConfigError(f"data.held_out = {data.held_out} leaves none of {data.cases} cases")
-    training_cases = data.cases - data.held_out
     rows_per_case = len(_sources(config))
-    batch_cases, rest = divmod(loop.batch_size, rows_per_case * jax.process_count())
-    if rest:
+    if batch_size % (rows_per_case * jax.process_count()):
         raise ConfigError(
-            f"loop.batch_size = {loop.batch_size} is not a multiple of {rows_per_case} rows per "
+            f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
             f"case x {jax.process_count()} processes"
         )
+    if stage in ("maskgit", "superres") and "ctvit" not in parts.variables:
+        raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
+    if stage != "ctvit" and config.model.t5 is None:
+        raise ConfigError(f"stage {stage} needs model.t5")
+    if stage == "superres" and "t5" not in parts.variables:
+        raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
+
+
+def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomData:
+    """Prepare what is missing in `data.folder` (default: `workdir/data`) and open it, for what
+    `check_data` accepts."""
+    data, loop = config.data, config.loop
+    training_cases = data.cases - data.held_out
+    rows_per_case = len(_sources(config))
+    batch_cases = loop.batch_size // (rows_per_case * jax.process_count())
     make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, parts)
 
     def stream(start: int) -> Iterator[batches.Batch]:
@@ -51,9 +69,8 @@ def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomDat
             make_batch, start, loop.seed, loop.batch_size // rows_per_case, training_cases, process
         )
 
-    local = batch_cases
-    groups = range(training_cases, data.cases - local + 1, local)
-    held_out = [make_batch(0, list(range(first, first + local))) for first in groups]
+    groups = range(training_cases, data.cases - batch_cases + 1, batch_cases)
+    held_out = [make_batch(0, list(range(first, first + batch_cases))) for first in groups]
     return PhantomData(stream, held_out)
 
 
@@ -128,8 +145,6 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
 
 def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     ctvit, variables, tag = _tokenizer_network(config, parts)
-    if "t5" not in parts.variables:
-        raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
     rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
     low_render, high_render = (
         pool.renderer(grid(config.model), sample_description) for grid in (_low_grid, _high_grid)
@@ -164,8 +179,6 @@ MAKERS = {
 
 def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, str]:
     """CT-ViT, its variables, and a tag of its weights that names what was made with it."""
-    if "ctvit" not in parts.variables:
-        raise ConfigError(f"stage {config.stage} needs CT-ViT: --from the ctvit folder")
     variables = parts.variables["ctvit"]
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
@@ -176,8 +189,7 @@ def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, st
 def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable:
     """Texts -> int32 ids, with the earlier stage's vocabulary or one made of phantom reports."""
     t5 = config.model.t5
-    if t5 is None:
-        raise ConfigError(f"stage {config.stage} needs model.t5")
+    assert t5 is not None  # see check_data
     path = workdir / "tokenizer.model"
     if not path.exists():
         if parts.tokenizer is not None:

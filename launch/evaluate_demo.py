@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gct_jax.commands.argument_types import weight
+from gct_jax.commands.argument_types import count, weight
 from gct_jax.errors import GctError
 from launch.extras import require_extras
 
@@ -36,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
     parser.add_argument("--guidance", type=weight, help="instead of the model's")
     parser.add_argument("--temperature", type=weight, help="instead of the model's")
-    parser.add_argument("--steps", type=int, help="token decoding steps instead of the model's")
+    parser.add_argument("--steps", type=count, help="token decoding steps instead of the model's")
     parser.add_argument(
         "--compare-steps",
-        type=int,
+        type=count,
         nargs="+",
         default=[],
         metavar="N",
@@ -51,8 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.prompts < 2 or options.seed < 0 or options.superres < 0:
         parser.error("--prompts must be at least 2, --seed and --superres at least 0")
-    if min([options.steps or 1, *options.compare_steps]) < 1:
-        parser.error("--steps and --compare-steps must be at least 1")
     try:
         require_extras("evaluate")
         results = evaluate(options)
@@ -80,7 +78,7 @@ def evaluate(options: argparse.Namespace) -> str:
     require_generator(model.config, superres=options.superres > 0)
     settings = choose_settings(
         model.config,
-        steps=options.steps or None,
+        steps=options.steps,
         temperature=options.temperature,
         guidance=options.guidance,
         superres=False,

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     from gct_jax.training.ctvit_start import check_principal_start, principal_variables
     from gct_jax.training.loop import fitting_mesh, train
     from gct_jax.training.stages import join_parts, make_stage, write_config
-    from launch.data import first_volumes, phantom_data
+    from launch.data import check_data, first_volumes, phantom_data
     from launch.samples import SAMPLERS, sample_function
 
     if options.multi_host is not None:
@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> None:
     # Whatever can be refused is refused before cases are prepared, which may take long.
     stage = make_stage(config)
     fitting_mesh(config.loop)
+    check_data(config, parts)
     if start:
         check_principal_start(config)
     write_config(options.workdir, config)

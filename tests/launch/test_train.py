@@ -128,7 +128,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, mess
     assert train.main([*arguments, "--workdir", str(tmp_path / "w")]) == 2
     printed = capsys.readouterr().err.strip().splitlines()[-1]
     assert printed.startswith("launch.train: error: ") and message in printed
-    assert not (tmp_path / "w/data").exists()
+    assert not (tmp_path / "w").exists()
 
 
 def test_workdir_of_another_model_is_refused(folder, capsys):
