@@ -45,11 +45,13 @@ def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
         if not prompt:
             raise InputError(f"{where}: the prompt is empty")
         name = (row.get("name") or "").strip() or f"{index + 1:04d}"
-        if Path(name).name != name or name == ".." or name in requests:
+        # Where a disk takes no notice of case, "a" would overwrite "A".
+        key = name.casefold()
+        if Path(name).name != name or name == ".." or key in requests:
             raise InputError(f"{where}: name '{name}' is used twice or is no plain folder name")
         try:
             seed = seed_number((row.get("seed") or "").strip() or str(first_seed + index))
         except argparse.ArgumentTypeError as error:
             raise InputError(f"{where}: seed {error}") from None
-        requests[name] = Request(prompt, seed, out / name)
+        requests[key] = Request(prompt, seed, out / name)
     return list(requests.values())

@@ -151,12 +151,13 @@ def _file_affine(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     """The file's affine in millimetres, float64 [4, 4], or InputError if it places no voxels."""
     with ImageOpener(str(path)) as file:  # nibabel mends a bad pixdim on loading: look at the bytes
         pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
-    spacing = np.concatenate([pixdim, affine_spacing(image.affine)])
-    if not np.isfinite(image.affine).all() or not (spacing > 0).all():
-        raise InputError(
-            f"{path}: voxel spacing {pixdim.tolist()} is not positive; repair the header"
-        )
-    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-3 * np.prod(spacing[3:]):
+    if not np.isfinite(image.affine).all():
+        raise InputError(f"{path}: the affine has NaN or infinite values; repair the header")
+    of_affine = affine_spacing(image.affine)
+    for spacing in (pixdim.tolist(), list(of_affine)):
+        if not all(length > 0 for length in spacing):
+            raise InputError(f"{path}: voxel spacing {spacing} is not positive; repair the header")
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-3 * np.prod(of_affine):
         raise InputError(f"{path}: two axes of the affine are parallel; repair the header")
     to_mm = np.diag([MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0])
     return to_mm @ image.affine

@@ -290,6 +290,7 @@ def test_output_that_cannot_be_written(capsys, model, tmp_path):
         (b"prompt,name\n,a\n", "line 2: the prompt is empty"),
         (b"prompt,name\nabc, with comma, a\n", "line 2 has too many cells"),
         (b"prompt,name\nabc,a\nabc,a\n", "line 3: name 'a' is used twice"),
+        (b"prompt,name\nabc,Aa\nabc,aA\n", "line 3: name 'aA' is used twice"),
         (b"prompt,name\nabc,../a\n", "line 2: name '../a' is"),
         (b"prompt,name\nabc,..\n", "line 2: name '..' is"),
         (b"prompt,seed\nabc,x\n", "line 2: seed 'x' is not a whole number"),

@@ -238,6 +238,19 @@ def test_bad_spacing(tmp_path, spacing):
     refuse(path, "is not positive")
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [([0, 0, 0, 0], "2.5, 0.0] is not pos"), ([0, 0, np.inf, 0], "the affine has")],
+)
+def test_affine_that_places_no_voxels(tmp_path, row, words):
+    image = nib.Nifti1Image(random_ct(), np.diag([0.7, 2.5, 9, 1]))
+    image.header["sform_code"] = 1
+    image.header["srow_z"] = row
+    header = image.header.binaryblock + bytes(4)
+    (tmp_path / "ct.nii").write_bytes(header + random_ct().tobytes(order="F"))
+    refuse(tmp_path / "ct.nii", words)
+
+
 def test_parallel_axes(tmp_path):
     affine = make_affine("RAS")
     affine[:3, 1] = affine[:3, 0]
