@@ -90,6 +90,7 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
         (["--prompts", "1"], "--prompts must be at least 2"),
         (["--compare-steps", "4", "0"], "--compare-steps: '0' is not a whole number from 1"),
         (["--steps", "0"], "--steps: '0' is not a whole number from 1"),
+        (["--steps", "-1"], "--steps: '-1' is not a whole number from 1"),
         (["--temperature", "nan"], "--temperature: 'nan' is not a number"),
     ],
 )
