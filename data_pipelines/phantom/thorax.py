@@ -5,12 +5,13 @@ Each function returns the volume and the covers of the findings that it draws.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines.phantom import lungs
 from data_pipelines.phantom.anatomy import LOBULE_MM
 from data_pipelines.phantom.frame import to_scanner
 from data_pipelines.phantom.lungs import Profiles
-from data_pipelines.phantom.placement import PATCH_KINDS, PATCHES
+from data_pipelines.phantom.placement import PATCHES
 from data_pipelines.phantom.shapes import (
     Points,
     Window,
@@ -49,7 +50,8 @@ def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: W
         name: lungs.lobe_weights(anatomy, points, anatomy[name]) for name in ("emphysema", "septal")
     }
     lung_hu = anatomy["lung_hu"] + anatomy["gravity_hu"] * y / 100 + 9 * fields["fine"]
-    patchy = jnp.tanh(3 * fields["patch"] + fields["cell"])
+    # Regions of several centimetres with lobular borders
+    patchy = jnp.tanh(2.4 * fields["coarse"] + 2.0 * fields["patch"] + fields["cell"])
     lung_hu = lung_hu + anatomy["mosaic"] * (30 + 105 * patchy)
     holes = in_lobe["emphysema"] * jnp.clip(0.55 + 0.6 * fields["cell"], 0, 1)
     lung_hu = blend(lung_hu, EMPHYSEMA_HU, holes)
@@ -68,7 +70,7 @@ def paint_lungs(hu, anatomy, points: Points, levels: Profiles, fields, window: W
         "Emphysema": air * holes,
         "Interlobular septal thickening": air * septa,
     }
-    for name, share in zip(PATCH_KINDS, patches, strict=True):
+    for name, share in zip(PATCHES, patches, strict=True):
         covers[name] = share * (air if name == "Lung opacity" else cavity)
         hu = blend(hu, PATCH_HU[name] + 8 * fields["fine"], covers[name])
     return hu, air, covers
@@ -95,7 +97,7 @@ def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:
     """
     lobe = lungs.lobe_weights(anatomy, points, jnp.arange(5.0))
     volumes = jnp.stack([points.x, points.y, points.z, ragged, lobe])
-    kinds = jnp.repeat(jnp.arange(len(PATCH_KINDS)), PATCHES)
+    kinds = np.repeat(np.arange(len(PATCHES)), list(PATCHES.values()))
     centres = anatomy["patches"][:, :3]
     middles = to_scanner(anatomy, jnp.concatenate([centres, centres], 1))[:, :3]
 
@@ -107,10 +109,10 @@ def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:
         distance = distance + 0.09 * jnp.minimum(shape[3], 4 * shape[5]) * ragged
         share = cover(distance, here.extent(normal_z) + 2) * (lobe == own_lobe)
         old = window.take(covers, start)
-        one_hot = (jnp.arange(len(PATCH_KINDS)) == kind)[:, None, None, None]
+        one_hot = (jnp.arange(len(PATCHES)) == kind)[:, None, None, None]
         return window.put(covers, jnp.maximum(old, one_hot * share), start), None
 
-    empty = jnp.zeros((len(PATCH_KINDS), *points.x.shape), jnp.float32)
+    empty = jnp.zeros((len(PATCHES), *points.x.shape), jnp.float32)
     slots = anatomy["patches"], anatomy["patch_lobe"], kinds, window.starts(middles)
     return jax.lax.scan(add, empty, slots)[0]
 

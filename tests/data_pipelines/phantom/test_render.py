@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from data_pipelines.phantom.case import case_from_findings, sample_case
 from data_pipelines.phantom.findings import FINDINGS, Finding
@@ -251,3 +252,36 @@ def test_grids_show_the_same_patient():
     assert difference.mean() < 20
     assert np.median(difference) < 8
     assert abs(low.mean() - fine.mean()) < 10
+
+
+def test_ground_glass_is_in_more_than_one_place(draw):
+    opacity, consolidation = (
+        draw(
+            *(
+                case_from_findings(
+                    seed, 60, "male", (Finding(name, "right", "lower lobe", None, 0.2),)
+                )
+                for seed in range(BATCH)
+            )
+        )[1][:, FINDINGS.index(name)]
+        for name in ("Lung opacity", "Consolidation")
+    )
+    pieces = [ndimage.label(mask)[1] for mask in opacity]
+    assert np.mean(np.array(pieces) > 1) >= 0.5
+    assert opacity.sum() > 1.5 * consolidation.sum()
+
+
+def test_mosaic_attenuation_is_made_of_regions_of_centimetres(draw):
+    mosaic = Finding("Mosaic attenuation pattern", None, None, "large", 0.9)
+    healthy, ill = draw(case_with(), case_with(mosaic))[0]
+    lung = ndimage.binary_erosion((healthy > -960) & (healthy < -700))
+    change = np.where(lung, ill - healthy, np.nan)
+    assert np.nanpercentile(change, 25) < -30 and np.nanpercentile(change, 75) > 60
+    # Alike 11 mm away, unlike 45 mm away
+    near, far = (_correlation(change[..., :-lag], change[..., lag:]) for lag in (2, 8))
+    assert near > 0.4 and abs(far) < 0.3
+
+
+def _correlation(first, second):
+    both = np.isfinite(first) & np.isfinite(second)
+    return np.corrcoef(first[both], second[both])[0, 1]
