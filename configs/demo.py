@@ -124,8 +124,8 @@ def ctvit() -> TrainConfig:
         # codes after a `principal_start` gain 0.3 dB, want a sampling temperature of 4 and bring
         # no further finding out either. Twice the tokens (`temporal_patch_size` 2) after such a
         # start rebuild 0.7 dB better in 900 steps, but MaskGIT's steps then take 2.6 times as long,
-        # and in the 90 minutes its volumes follow the prompt no better. (All this was measured while
-        # the phantom's ground glass had two patches instead of four.)
+        # and in the 90 minutes its volumes follow the prompt no better. (All this was measured
+        # while the phantom's ground glass had two patches instead of four.)
         ctvit=CTViTTraining(
             commitment_weight=0.02,
             soft_tissue_weight=0.05,
