@@ -20,6 +20,7 @@ NODULES, NODES, BANDS, BULLAE = 6, 12, 80, 10
 # Patches of each kind; those beside the first of a lobe are smaller by the factor. Ground glass is
 # seldom alone.
 PATCHES = {"Consolidation": 2, "Lung opacity": 4, "Atelectasis": 2}
+PATCH_KIND = np.repeat(np.arange(len(PATCHES)), list(PATCHES.values()))  # of each slot
 SATELLITES = {"Consolidation": 0.45, "Lung opacity": 0.8, "Atelectasis": 0.7}
 FAR_AWAY = make_ellipsoid((0.0, 0.0, 1e4), (1.0, 1.0, 1.0))
 # Places of enlarged nodes; those outside the mediastinum as on the left, x is mirrored.
@@ -71,7 +72,7 @@ def _empty_slots(patient: Anatomy) -> Anatomy:
         "mosaic": (),
     }
     anatomy = {name: np.zeros(shape) for name, shape in slots.items()}
-    anatomy["patches"] = np.tile(FAR_AWAY, (sum(PATCHES.values()), 1))
+    anatomy["patches"] = np.tile(FAR_AWAY, (len(PATCH_KIND), 1))
     anatomy["patch_lobe"] = np.full(len(anatomy["patches"]), -1.0)
     anatomy["hernia"] = FAR_AWAY
     # Airways: lumen, outer wall, wall if thickened, lumen if dilated
@@ -217,12 +218,12 @@ def _wide_airways(anatomy: Anatomy, finding: Finding, rng) -> None:
 
 
 def _patches(anatomy: Anatomy, finding: Finding, rng) -> None:
-    kinds, count = list(PATCHES), PATCHES[finding.name]
-    first = sum(PATCHES[kind] for kind in kinds[: kinds.index(finding.name)])
+    slots = np.flatnonzero(list(PATCHES).index(finding.name) == PATCH_KIND)
     lobes = _focal_lobes(finding, rng)
     size = 13 + 42 * finding.severity
-    for slot, lobe in enumerate((lobes * count)[:count]):
-        share = SATELLITES[finding.name] if slot >= len(lobes) else 1.0
+    for number, slot in enumerate(slots):
+        lobe = lobes[number % len(lobes)]
+        share = SATELLITES[finding.name] if number >= len(lobes) else 1.0
         if finding.name == "Atelectasis":
             half = np.array([20 + 0.7 * size, 14 + 0.5 * size, 4.5 + 9 * finding.severity])
             half *= rng.uniform(0.9, 1.1, 3) * share
@@ -232,8 +233,8 @@ def _patches(anatomy: Anatomy, finding: Finding, rng) -> None:
             half = size * rng.uniform(0.8, 1.15, 3) * share
             rows = _tilted(rng, 1.0)
             centre = _lobe_point(anatomy, rng, lobe)
-        anatomy["patches"][first + slot] = make_ellipsoid(centre, half, rows)
-        anatomy["patch_lobe"][first + slot] = lobe
+        anatomy["patches"][slot] = make_ellipsoid(centre, half, rows)
+        anatomy["patch_lobe"][slot] = lobe
 
 
 def _lobe_point(anatomy: Anatomy, rng, lobe: int, lowest: bool = False) -> np.ndarray:

@@ -5,13 +5,12 @@ Each function returns the volume and the covers of the findings that it draws.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from data_pipelines.phantom import lungs
 from data_pipelines.phantom.anatomy import LOBULE_MM
 from data_pipelines.phantom.frame import to_scanner
 from data_pipelines.phantom.lungs import Profiles
-from data_pipelines.phantom.placement import PATCHES
+from data_pipelines.phantom.placement import PATCH_KIND, PATCHES
 from data_pipelines.phantom.shapes import (
     Points,
     Window,
@@ -97,7 +96,6 @@ def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:
     """
     lobe = lungs.lobe_weights(anatomy, points, jnp.arange(5.0))
     volumes = jnp.stack([points.x, points.y, points.z, ragged, lobe])
-    kinds = np.repeat(np.arange(len(PATCHES)), list(PATCHES.values()))
     centres = anatomy["patches"][:, :3]
     middles = to_scanner(anatomy, jnp.concatenate([centres, centres], 1))[:, :3]
 
@@ -113,7 +111,7 @@ def cover_patches(anatomy, points: Points, ragged, window: Window) -> jax.Array:
         return window.put(covers, jnp.maximum(old, one_hot * share), start), None
 
     empty = jnp.zeros((len(PATCHES), *points.x.shape), jnp.float32)
-    slots = anatomy["patches"], anatomy["patch_lobe"], kinds, window.starts(middles)
+    slots = anatomy["patches"], anatomy["patch_lobe"], PATCH_KIND, window.starts(middles)
     return jax.lax.scan(add, empty, slots)[0]
 
 

@@ -255,17 +255,12 @@ def test_grids_show_the_same_patient():
 
 
 def test_ground_glass_is_in_more_than_one_place(draw):
-    opacity, consolidation = (
-        draw(
-            *(
-                case_from_findings(
-                    seed, 60, "male", (Finding(name, "right", "lower lobe", None, 0.2),)
-                )
-                for seed in range(BATCH)
-            )
-        )[1][:, FINDINGS.index(name)]
-        for name in ("Lung opacity", "Consolidation")
-    )
+    def masks(name):
+        finding = Finding(name, "right", "lower lobe", None, 0.2)
+        cases = [case_from_findings(seed, 60, "male", (finding,)) for seed in range(BATCH)]
+        return draw(*cases)[1][:, FINDINGS.index(name)]
+
+    opacity, consolidation = masks("Lung opacity"), masks("Consolidation")
     pieces = [ndimage.label(mask)[1] for mask in opacity]
     assert np.mean(np.array(pieces) > 1) >= 0.5
     assert opacity.sum() > 1.5 * consolidation.sum()
