@@ -46,7 +46,7 @@ def _findings(rows: Sequence[dict]) -> str:
     table = [["finding", "asked", *SOURCES.values()]]
     for row in rows:
         cells = [
-            f"{row[s]['value']:.2f} ({row[s]['low']:.2f} to {row[s]['high']:.2f})" for s in SOURCES
+            f"{row[s]['value']:.3f} ({row[s]['low']:.2f} to {row[s]['high']:.2f})" for s in SOURCES
         ]
         table.append([row["finding"], str(row["positives"]), *cells])
     return (

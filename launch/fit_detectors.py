@@ -7,9 +7,6 @@ every rendering and a smoothed copy of it (a model's volume is smoother than a r
 weights and writes data_pipelines/phantom/detectors.npz. Prints how well they read as many further
 cases as `--held-out` says. Measurements are kept in WORKDIR, so that an interrupted run continues;
 they take half an hour on two cores. Needs `pip install -e '.[evaluate]'`.
-
-The shipped weights were fitted while the phantom's ground glass had two patches instead of four and
-its mosaic attenuation was finer.
 """
 
 import argparse
