@@ -33,7 +33,7 @@ DENSE_LOGITS_LIMIT = 512 * 1024
 # a program that is longer by their number.
 UNROLLED_PRODUCTS = 16
 UNROLLED_LOGITS = 32 * 1024
-# Of unrolled products; with 256 MaskGIT at 3,264 tokens is 4 % faster and takes 30 MB more.
+# Of unrolled products; with 64 attention at 3,264 tokens is a quarter slower, with 256 as fast.
 CPU_CHUNK_TOKENS = 128
 
 
@@ -80,17 +80,7 @@ def attention(
     if backend == "chunked":
         if not _worth_unrolling(q):
             return attend_chunked(q, k, v, scale, bias, *masks)
-        # Heads are taken apart here: XLA would leave that in the loop over the chunks.
-        return attend_chunked(
-            q,
-            by_head(k),
-            by_head(v),
-            scale,
-            bias,
-            *masks,
-            chunk_tokens=CPU_CHUNK_TOKENS,
-            attend=attend_unrolled,
-        )
+        return _attend_chunked_by_head(q, k, v, scale, bias, *masks)
     if backend == "cudnn":
         return attend_cudnn(q, k, v, scale, bias, *masks)
     if backend == "flash":
@@ -116,3 +106,27 @@ def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
 def _worth_unrolling(q: jax.Array) -> bool:
     """Whether each sample and head may have a matrix product of its own."""
     return q.shape[0] * q.shape[2] <= UNROLLED_PRODUCTS and target_platform() == "cpu"
+
+
+def _attend_chunked_by_head(q, k, v, scale, bias, null_keys, key_mask, causal):
+    """All chunks of one head, then those of the next: the bias of a head, 3 MB for 3,264 tokens,
+    then stays in the cache, which saves a tenth of the forward pass."""
+    outputs = []
+    for head in range(q.shape[2]):
+        one = slice(head, head + 1)
+        outputs.append(
+            attend_chunked(
+                q[:, :, one],
+                # Taken out of the array here: XLA would leave that in the loop over the chunks.
+                by_head(k[:, :, one]),
+                by_head(v[:, :, one]),
+                scale,
+                None if bias is None else RelativeBias(bias.table[one], bias.grid),
+                null_keys,
+                key_mask,
+                causal,
+                chunk_tokens=CPU_CHUNK_TOKENS,
+                attend=attend_unrolled,
+            )
+        )
+    return jnp.concatenate(outputs, axis=2)
