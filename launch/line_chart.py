@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gct_jax.files import replace_when_done
 
 COLOURS = ("#1f5fa8", "#c8501e", "#2d8a4e", "#7a4fa3", "#555555")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 400, 70, 20, 40, 55
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 416, 70, 20, 56, 55
 
 
 class Panel(NamedTuple):
@@ -56,9 +56,13 @@ def _draw(panel: Panel) -> Image.Image:
         (x0, y), (x1, _) = place(xs[0], tick), place(xs[-1], tick)
         draw.line([(x0, y), (x1, y)], fill="#dddddd")
         draw.text((x0 - 8, y), f"{tick:g}", fill="black", font=font, anchor="rm")
+    free = 0.0
     for tick in xs:
         x, y = place(tick, y_ticks[0])
-        draw.text((x, y + 6), f"{tick:g}", fill="black", font=font, anchor="mt")
+        half = draw.textlength(f"{tick:g}", font) / 2
+        if x - half > free:  # else it would touch the number before
+            draw.text((x, y + 6), f"{tick:g}", fill="black", font=font, anchor="mt")
+            free = x + half + 2
     draw.text((LEFT, 12), panel.title, fill="black", font=ImageFont.load_default(14))
     draw.text((WIDTH / 2, HEIGHT - 18), panel.x_label, fill="black", font=font, anchor="mm")
     legend = []
@@ -73,9 +77,10 @@ def _draw(panel: Panel) -> Image.Image:
         for start in range(int(x0), int(x1), 12):
             draw.line([(start, y), (start + 6, y)], fill=colour, width=2)
         legend.append((f"{name} (dashed)", colour))
-    for row, (name, colour) in enumerate(legend):
-        y = TOP + 8 + 16 * row
-        draw.text((WIDTH - RIGHT - 8, y), name, fill=colour, font=font, anchor="rt")
+    x = float(LEFT)
+    for name, colour in legend:
+        draw.text((x, 34), name, fill=colour, font=font)
+        x += draw.textlength(name, font) + 16
     return image
 
 
