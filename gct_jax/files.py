@@ -9,6 +9,15 @@ from pathlib import Path
 from gct_jax.errors import InputError
 
 
+def require_file(path: str | Path) -> None:
+    """Raise InputError unless `path` is a file."""
+    # Of `os`: `Path` raises OSError for a name that is too long.
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder, not a file")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+
+
 @contextmanager
 def replace_when_done(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; rename it to `path` on success.

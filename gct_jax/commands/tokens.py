@@ -24,7 +24,7 @@ import numpy as np
 
 from gct_jax.config import ModelConfig, to_dict
 from gct_jax.errors import InputError, ModelFolderError
-from gct_jax.files import replace_when_done
+from gct_jax.files import replace_when_done, require_file
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
@@ -226,8 +226,7 @@ def read_encoded(path: Path) -> EncodedCT:
     Raises:
       InputError: the file is missing, damaged or was not written by `tokens encode`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in EncodedCT._fields}

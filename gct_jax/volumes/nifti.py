@@ -25,7 +25,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 
 from gct_jax.errors import InputError
-from gct_jax.files import replace_when_done
+from gct_jax.files import replace_when_done, require_file
 
 INTERNAL_AXES = "SPL"  # [depth, height, width]
 LOWEST_HU = -1024.0  # scanners mark voxels outside the field of view by less, down to -8192
@@ -112,8 +112,7 @@ def read_volume(path: str | Path) -> CTVolume:
         that is not positive, or NaN or infinite values; or its values cannot be Hounsfield units.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:

@@ -183,6 +183,8 @@ def refuse(path, words):
 
 def test_not_a_volume(tmp_path):
     refuse(tmp_path / "absent.nii.gz", "no such file")
+    refuse(tmp_path / f"{'long' * 100}.nii.gz", "no such file")
+    refuse(tmp_path, "is a folder")
     text = tmp_path / "text.nii.gz"
     text.write_text("hello")
     refuse(text, "not a readable NIfTI")
