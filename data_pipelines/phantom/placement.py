@@ -17,11 +17,11 @@ from data_pipelines.phantom.vessels import lobe_points
 from gct_jax.errors import InputError
 
 NODULES, NODES, BANDS, BULLAE = 6, 12, 80, 10
-# Patches of each kind; those beside the first of a lobe are smaller by the factor. Ground glass is
-# seldom alone.
-PATCHES = {"Consolidation": 2, "Lung opacity": 4, "Atelectasis": 2}
+# Patches of each kind; those beside the first of a lobe are smaller by the factor. Airspace
+# disease, ground glass or consolidation, is seldom a single ball.
+PATCHES = {"Consolidation": 4, "Lung opacity": 4, "Atelectasis": 2}
 PATCH_KIND = np.repeat(np.arange(len(PATCHES)), list(PATCHES.values()))  # of each slot
-SATELLITES = {"Consolidation": 0.45, "Lung opacity": 0.8, "Atelectasis": 0.7}
+SATELLITES = {"Consolidation": 0.8, "Lung opacity": 0.8, "Atelectasis": 0.7}
 FAR_AWAY = make_ellipsoid((0.0, 0.0, 1e4), (1.0, 1.0, 1.0))
 # Places of enlarged nodes; those outside the mediastinum as on the left, x is mirrored.
 STATIONS = {

@@ -254,16 +254,13 @@ def test_grids_show_the_same_patient():
     assert abs(low.mean() - fine.mean()) < 10
 
 
-def test_ground_glass_is_in_more_than_one_place(draw):
-    def masks(name):
-        finding = Finding(name, "right", "lower lobe", None, 0.2)
-        cases = [case_from_findings(seed, 60, "male", (finding,)) for seed in range(BATCH)]
-        return draw(*cases)[1][:, FINDINGS.index(name)]
-
-    opacity, consolidation = masks("Lung opacity"), masks("Consolidation")
-    pieces = [ndimage.label(mask)[1] for mask in opacity]
+@pytest.mark.parametrize("name", ["Consolidation", "Lung opacity"])
+def test_airspace_disease_is_in_more_than_one_place(draw, name):
+    finding = Finding(name, "right", "lower lobe", None, 0.2)
+    cases = [case_from_findings(seed, 60, "male", (finding,)) for seed in range(BATCH)]
+    masks = draw(*cases)[1][:, FINDINGS.index(name)]
+    pieces = [ndimage.label(mask)[1] for mask in masks]
     assert np.mean(np.array(pieces) > 1) >= 0.5
-    assert opacity.sum() > 1.5 * consolidation.sum()
 
 
 def test_mosaic_attenuation_is_made_of_regions_of_centimetres(draw):
