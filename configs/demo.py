@@ -125,7 +125,7 @@ def ctvit() -> TrainConfig:
         # no further finding out either. Twice the tokens (`temporal_patch_size` 2) after such a
         # start rebuild 0.7 dB better in 900 steps, but MaskGIT's steps then take 2.6 times as long,
         # and in the 90 minutes its volumes follow the prompt no better. (All this was measured
-        # while the phantom's ground glass had two patches instead of four.)
+        # while the phantom's ground glass and consolidation had two patches instead of four.)
         ctvit=CTViTTraining(
             commitment_weight=0.02,
             soft_tissue_weight=0.05,
@@ -153,7 +153,7 @@ def t5() -> TrainConfig:
             ema_decay=0.99,
         ),
         loop=LoopConfig(
-            steps=1400, batch_size=32, eval_every=350, checkpoint_every=350, log_every=25
+            steps=1200, batch_size=32, eval_every=300, checkpoint_every=300, log_every=25
         ),
         data=DataConfig(cases=200_000, held_out=256),
         t5=T5Training(attributes=ATTRIBUTES, classes=CLASSES),
@@ -176,10 +176,10 @@ def maskgit() -> TrainConfig:
             weight_decay=0.01,
         ),
         loop=LoopConfig(
-            steps=2650,
+            steps=2100,
             batch_size=4,
-            eval_every=900,
-            sample_every=900,
+            eval_every=1050,
+            sample_every=1050,
             checkpoint_every=100,
             log_every=25,
         ),
@@ -205,13 +205,13 @@ def superres() -> TrainConfig:
             ema_decay=0.995,
         ),
         loop=LoopConfig(
-            steps=1200,
+            steps=1000,
             batch_size=2,
-            eval_every=600,
-            sample_every=600,
-            checkpoint_every=300,
+            eval_every=500,
+            sample_every=500,
+            checkpoint_every=250,
             log_every=50,
         ),
-        data=DataConfig(cases=256, held_out=16, slices_per_case=8),
+        data=DataConfig(cases=192, held_out=16, slices_per_case=8),
         superres=SuperResTraining(low_res_noise_max=0.3, crop=128),
     )

@@ -3,9 +3,9 @@
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
-# Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 97 min
-# 41 s with 10 minutes of other work beside it; an earlier run 89 min 34 s. FOLDER (default out/demo)
-# takes the rendered cases, checkpoints, metrics and sample images; stage by stage:
+# Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 87 min
+# 35 s. FOLDER (default out/demo) takes the rendered cases, checkpoints, metrics and sample images;
+# stage by stage:
 #     ctvit     every case rendered at 33 x 64 x 64, twice: with its findings and with others; the
 #               tokenizer
 #     t5        vocabulary, the text encoder on reports alone
