@@ -261,6 +261,9 @@ def test_airspace_disease_is_in_more_than_one_place(draw, name):
     masks = draw(*cases)[1][:, FINDINGS.index(name)]
     pieces = [ndimage.label(mask)[1] for mask in masks]
     assert np.mean(np.array(pieces) > 1) >= 0.5
+    first_mm = 13 + 42 * finding.severity  # half-axis of the largest patch
+    one_patch = 4 / 3 * np.pi * first_mm**3 / np.prod(LOW_GRID.spacing_mm)  # voxels
+    assert masks.sum() > 1.5 * BATCH * one_patch
 
 
 def test_mosaic_attenuation_is_made_of_regions_of_centimetres(draw):
