@@ -1,6 +1,7 @@
 """The command line: `python -m gct_jax COMMAND`, also installed as `gct`."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -41,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except GctError as error:
         print(f"gct: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"gct: error: file name too long: {error.filename}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("gct: interrupted; unfinished output was removed", file=sys.stderr)
