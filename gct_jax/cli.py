@@ -1,17 +1,13 @@
 """The command line: `python -m gct_jax COMMAND`, also installed as `gct`."""
 
 import argparse
-import errno
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from gct_jax import __version__
 from gct_jax.commands import convert, export, generate, tokens
-from gct_jax.errors import GctError, InputError
-
-BAD_INPUT = 2
-INTERRUPTED = 130
+from gct_jax.errors import InputError
+from gct_jax.exit_codes import exit_code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,19 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-      The exit code: 0, 2 after bad input (told in one line on stderr), 130 after Ctrl-C.
+      The exit code: 0, or what `exit_code` says.
     """
-    try:
+
+    def run() -> int:
         arguments = build_parser().parse_args(argv)
         return arguments.run(arguments)
-    except GctError as error:
-        print(f"gct: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return BAD_INPUT
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"gct: error: file name too long: {error.filename}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("gct: interrupted; unfinished output was removed", file=sys.stderr)
-        return INTERRUPTED
+
+    return exit_code("gct", run)

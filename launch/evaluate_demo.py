@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gct_jax.commands.argument_types import count, weight
-from gct_jax.errors import GctError
+from gct_jax.exit_codes import exit_code
 from launch.extras import require_extras
 
 FIRST_SEED = 2_000_000_000
@@ -51,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.prompts < 2 or options.seed < 0 or options.superres < 0:
         parser.error("--prompts must be at least 2, --seed and --superres at least 0")
-    try:
+
+    def command() -> int:
         require_extras("evaluate")
         results = evaluate(options)
-    except GctError as error:
-        print(f"launch.evaluate_demo: error: {error}", file=sys.stderr)
-        return 2
-    print(results)
-    return 0
+        print(results)
+        return 0
+
+    return exit_code("launch.evaluate_demo", command)
 
 
 def evaluate(options: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gct_jax.errors import GctError
+from gct_jax.exit_codes import exit_code
 from launch.extras import require_extras
 
 
@@ -23,13 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--weights", default="float16", choices=("float16", "bfloat16", "float32"))
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> int:
         require_extras("train")
         export(options.folders, options.out, options.weights)
-    except GctError as error:
-        print(f"launch.export_model: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code("launch.export_model", command)
 
 
 def export(folders: list[Path], out: Path, weight_dtype: str) -> None:

@@ -33,8 +33,9 @@ from data_pipelines.phantom.detectors import SHIPPED, Weights, detection, read
 from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
-from gct_jax.errors import GctError, InputError
+from gct_jax.errors import InputError
 from gct_jax.evaluation.auroc import auroc
+from gct_jax.exit_codes import exit_code
 from gct_jax.files import replace_when_done
 from launch.demo_measures import side_rows
 from launch.markdown import markdown_table
@@ -61,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.cases < 2 or options.held_out < 1 or options.processes < 1:
         parser.error("--cases must be at least 2, --held-out and --processes at least 1")
-    try:
+
+    def command() -> int:
         print(fit_and_read(options))
-    except GctError as error:
-        print(f"launch.fit_detectors: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code("launch.fit_detectors", command)
 
 
 def fit_and_read(options: argparse.Namespace) -> str:

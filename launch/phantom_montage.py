@@ -13,6 +13,8 @@ from data_pipelines.phantom.case import case_from_findings
 from data_pipelines.phantom.findings import FINDINGS, Finding
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render_with_findings
+from gct_jax.exit_codes import exit_code
+from gct_jax.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
 
 GRID = Grid(66, 256, 256, 4.5, 1.40625)
@@ -86,12 +88,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("phantom.png"), help="PNG file to write")
     out = parser.parse_args(argv).out
-    tiles = [draw_tile(*tile) for tile in TILES]
-    rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
-    picture = Image.fromarray(np.concatenate(rows, 0))
-    picture.quantize(96).save(out, optimize=True)
-    print(f"wrote {out}: {picture.width} x {picture.height}, {out.stat().st_size / 1000:.0f} kB")
-    return 0
+
+    def command() -> int:
+        tiles = [draw_tile(*tile) for tile in TILES]
+        rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
+        picture = Image.fromarray(np.concatenate(rows, 0))
+        with replace_when_done(out) as path:
+            picture.quantize(96).save(path, optimize=True)
+        print(
+            f"wrote {out}: {picture.width} x {picture.height}, {out.stat().st_size / 1000:.0f} kB"
+        )
+        return 0
+
+    return exit_code("launch.phantom_montage", command)
 
 
 def draw_tile(

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from gct_jax.config import CTViTConfig, ModelConfig, UNetConfig
+from gct_jax.exit_codes import exit_code
 from gct_jax.interop.generatect.ctvit import REFERENCE_OPTIONS, discriminator_layout
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.interop.t5x import t5_to_t5x
@@ -40,7 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--generate", action="store_true", help="3 slices in a few steps as well")
     options = parser.parse_args(arguments)
-    folder = options.folder
+
+    def command() -> int:
+        write_and_convert(options.folder, options.generate)
+        return 0
+
+    return exit_code("launch.published_size", command)
+
+
+def write_and_convert(folder: Path, generates: bool) -> None:
+    """Write the files, `convert` and `export` them, `generate` if asked; print what each takes."""
     start = time.perf_counter()
     write_files(folder)
     print(f"written in {time.perf_counter() - start:.0f} s", flush=True)
@@ -50,10 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     model = str(folder / "model")
     measure("convert", "generatect", *paths, "--out", model)
     measure("export", "generatect", "--model", model, "--out", str(folder / "back"))
-    if options.generate:
+    if generates:
         few = ("--slices", "3", "--steps", "2", "--sr-steps", "1")
         measure("generate", PROMPT, "--model", model, *few, "--out", str(folder / "generated"))
-    return 0
 
 
 def write_files(folder: Path) -> None:

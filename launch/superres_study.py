@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from gct_jax.config import SUPERRES_SOLVERS
-from gct_jax.errors import GctError, InputError
+from gct_jax.errors import InputError
+from gct_jax.exit_codes import exit_code
 from launch.extras import require_extras
 
 FIRST_SEED = 1_600_000_000
@@ -43,13 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--cases and --slices must be at least 1, --depth-slices at least 2")
     if not _step_counts(options.fine_steps):
         parser.error(f"--fine-steps must be a multiple of one of {', '.join(map(str, STEPS))}")
-    try:
+
+    def command() -> int:
         require_extras("evaluate")
         print(study(options))
-    except GctError as error:
-        print(f"launch.superres_study: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code("launch.superres_study", command)
 
 
 def _step_counts(fine_steps: int) -> list[int]:

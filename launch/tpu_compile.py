@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gct_jax.errors import ConfigError, GctError, InputError
+from gct_jax.errors import ConfigError, InputError
+from gct_jax.exit_codes import exit_code
 from gct_jax.files import replace_when_done
 from launch.extras import require_extras
 
@@ -58,22 +59,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.md")
     options = parser.parse_args(arguments)
-    try:
+
+    def command() -> int:
         earlier = read_earlier(options.out.with_suffix(".json")) if options.out else None
         require_extras("tpu", "train")
         results = run(options)
-    except GctError as error:
-        print(f"launch.tpu_compile: error: {error}", file=sys.stderr)
-        return 2
-    if earlier:
-        results = with_earlier(results, earlier)
-    text = markdown(results)
-    print(text)
-    if options.out:
-        for suffix, content in ((".json", json.dumps(results, indent=1) + "\n"), (".md", text)):
-            with replace_when_done(options.out.with_suffix(suffix)) as temporary:
-                temporary.write_text(content)
-    return 0
+        if earlier:
+            results = with_earlier(results, earlier)
+        text = markdown(results)
+        print(text)
+        if options.out:
+            for suffix, content in ((".json", json.dumps(results, indent=1) + "\n"), (".md", text)):
+                with replace_when_done(options.out.with_suffix(suffix)) as temporary:
+                    temporary.write_text(content)
+        return 0
+
+    return exit_code("launch.tpu_compile", command)
 
 
 def mesh_shape(text: str) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from gct_jax.errors import ConfigError, GctError
+from gct_jax.errors import ConfigError
+from gct_jax.exit_codes import exit_code
 from launch.extras import require_extras
 
 
@@ -41,13 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="field=value")
     options = parser.parse_intermixed_args(arguments)
-    try:
+
+    def command() -> int:
         require_extras("train")
         run(options)
-    except GctError as error:
-        print(f"launch.train: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code("launch.train", command)
 
 
 def load_config(spec: str, overrides: list[str]):

@@ -21,7 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from gct_jax.config import ModelConfig
-from gct_jax.errors import GctError, InputError
+from gct_jax.errors import InputError
+from gct_jax.exit_codes import exit_code
 from gct_jax.files import replace_when_done
 from gct_jax.host import usable_cores
 from launch.benchmark.cases import CEILING, SIZES, Case, choose
@@ -42,17 +43,17 @@ GIGABYTE = 1e9
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
-    try:
+
+    def command() -> int:
         require_extras("benchmark")
         results = measure_all(options)
         with replace_when_done(options.out) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")
         save_chart(options.out.with_suffix(".png"), results)
-    except GctError as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
-        return 2
-    print(table(results))
-    return 0
+        print(table(results))
+        return 0
+
+    return exit_code("launch.benchmark", command)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -114,10 +114,12 @@ def test_a_finished_run_is_not_continued(folder):
     ("arguments", "message"),
     [
         (["--config", "configs/none.py:ctvit"], "no file 'configs/none.py'"),
+        (["--config", f"{'long' * 100}.py:ctvit"], f"{'long' * 100}.py: File name too long"),
         (["--config", "configs/tiny.py:vae"], "has no configuration 'vae'"),
         (["--config", "configs/tiny.py:ctvit", "loop.step=3"], "'loop.step': no such"),
         (["--config", "configs/tiny.py:maskgit"], "needs CT-ViT: --from"),
         (["--config", "configs/tiny.py:maskgit", "--from", "nowhere"], "nowhere"),
+        (["--config", "configs/tiny.py:maskgit", "--from", "long" * 100], "File name too long"),
         (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
         (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
         (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
