@@ -3,8 +3,9 @@
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
-# Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 87 min
-# 35 s. FOLDER (default out/demo) takes the rendered cases, checkpoints, metrics and sample images;
+# Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 95 min
+# 46 s, at 1.12 s per step of CT-ViT and 0.91 s of MaskGIT; an earlier run on the same machine had
+# 1.05 s and 0.79 s, with which it would have been 88 min. FOLDER (default out/demo) takes the rendered cases, checkpoints, metrics and sample images;
 # stage by stage:
 #     ctvit     every case rendered at 33 x 64 x 64, twice: with its findings and with others; the
 #               tokenizer
