@@ -146,15 +146,14 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
 def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     ctvit, variables, tag = _tokenizer_network(config, parts)
     rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
-    low_render, high_render = (
-        pool.renderer(grid(config.model), sample_description) for grid in (_low_grid, _high_grid)
-    )
+    low_volumes = _volumes(config, folder)
+    high_render = pool.renderer(_high_grid(config.model), sample_description)
     names = (f"low-{tag}", f"high-{tag}")
 
     def slices(case: int) -> tuple[np.ndarray, jax.Array]:
         kept = np.random.default_rng(case).permutation(config.model.volume.slices)
         kept = kept[: config.data.slices_per_case]
-        low = np.asarray(rebuild(batches.unit_intensity(low_render(case))[None]))
+        low = np.asarray(rebuild(batches.unit_intensity(low_volumes(case))[None]))
         low_hu = np.round(1000 * low.clip(-1, 1)).astype(np.int16)
         return low_hu[kept], high_render(case)[kept]
 

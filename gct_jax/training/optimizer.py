@@ -51,6 +51,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=hidden_matrices,
             consistent_rms=MUON_UPDATE_RMS,
+            # As close to orthogonal as five iterations from the Frobenius norm (Turbo-Muon,
+            # arXiv:2512.04632), and a sixth of a CPU step's time is spent here.
+            ns_steps=4,
+            preconditioning="aol",
         )
     else:
         update = optax.adamw(
