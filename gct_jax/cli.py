@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, or what `exit_code` says.
     """
 
-    def run() -> int:
+    def run() -> None:
         arguments = build_parser().parse_args(argv)
-        return arguments.run(arguments)
+        arguments.run(arguments)
 
     return exit_code("gct", run)

@@ -12,11 +12,12 @@ INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def exit_code(program: str, run: Callable[[], int]) -> int:
-    """What `run` returns; or, told in one line on stderr that begins with the name of `program`,
-    2 after bad input or a file that cannot be read or written, 130 after Ctrl-C."""
+def exit_code(program: str, run: Callable[[], None]) -> int:
+    """0 after `run`; or, told in one line on stderr that begins with the name of `program`, 2 after
+    bad input or a file that cannot be read or written, 130 after Ctrl-C."""
     try:
-        return run()
+        run()
+        return 0
     except GctError as error:
         message, code = f"error: {' '.join(str(error).splitlines())}", BAD_INPUT
     except OSError as error:

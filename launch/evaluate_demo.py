@@ -52,11 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.prompts < 2 or options.seed < 0 or options.superres < 0:
         parser.error("--prompts must be at least 2, --seed and --superres at least 0")
 
-    def command() -> int:
+    def command() -> None:
         require_extras("evaluate")
         results = evaluate(options)
         print(results)
-        return 0
 
     return exit_code("launch.evaluate_demo", command)
 

@@ -24,10 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="float16", choices=("float16", "bfloat16", "float32"))
     options = parser.parse_args(arguments)
 
-    def command() -> int:
+    def command() -> None:
         require_extras("train")
         export(options.folders, options.out, options.weights)
-        return 0
 
     return exit_code("launch.export_model", command)
 

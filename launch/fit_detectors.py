@@ -63,9 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.cases < 2 or options.held_out < 1 or options.processes < 1:
         parser.error("--cases must be at least 2, --held-out and --processes at least 1")
 
-    def command() -> int:
+    def command() -> None:
         print(fit_and_read(options))
-        return 0
 
     return exit_code("launch.fit_detectors", command)
 

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("phantom.png"), help="PNG file to write")
     out = parser.parse_args(argv).out
 
-    def command() -> int:
+    def command() -> None:
         tiles = [draw_tile(*tile) for tile in TILES]
         rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
         picture = Image.fromarray(np.concatenate(rows, 0))
@@ -98,7 +98,6 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"wrote {out}: {picture.width} x {picture.height}, {out.stat().st_size / 1000:.0f} kB"
         )
-        return 0
 
     return exit_code("launch.phantom_montage", command)
 

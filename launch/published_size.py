@@ -42,9 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generate", action="store_true", help="3 slices in a few steps as well")
     options = parser.parse_args(arguments)
 
-    def command() -> int:
+    def command() -> None:
         write_and_convert(options.folder, options.generate)
-        return 0
 
     return exit_code("launch.published_size", command)
 

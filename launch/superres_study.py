@@ -45,10 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not _step_counts(options.fine_steps):
         parser.error(f"--fine-steps must be a multiple of one of {', '.join(map(str, STEPS))}")
 
-    def command() -> int:
+    def command() -> None:
         require_extras("evaluate")
         print(study(options))
-        return 0
 
     return exit_code("launch.superres_study", command)
 

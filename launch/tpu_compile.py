@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.md")
     options = parser.parse_args(arguments)
 
-    def command() -> int:
+    def command() -> None:
         earlier = read_earlier(options.out.with_suffix(".json")) if options.out else None
         require_extras("tpu", "train")
         results = run(options)
@@ -72,7 +72,6 @@ def main(arguments: list[str] | None = None) -> int:
             for suffix, content in ((".json", json.dumps(results, indent=1) + "\n"), (".md", text)):
                 with replace_when_done(options.out.with_suffix(suffix)) as temporary:
                     temporary.write_text(content)
-        return 0
 
     return exit_code("launch.tpu_compile", command)
 

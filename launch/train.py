@@ -43,10 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="field=value")
     options = parser.parse_intermixed_args(arguments)
 
-    def command() -> int:
+    def command() -> None:
         require_extras("train")
         run(options)
-        return 0
 
     return exit_code("launch.train", command)
 

@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
     generatect.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Convert; nothing is written unless everything is.
 
     Raises:
@@ -119,7 +119,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
         write_set_aside(folder, files)
     _report(arguments.out, model, variables, files)
-    return 0
 
 
 def read_t5(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         chosen.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Write the files, all or none.
 
     Raises:
@@ -43,7 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         written = sorted(path.name for path in folder.iterdir())
     shown = written if len(written) < 9 else [*written[:3], f"... {len(written)} in all"]
     print(f"{arguments.out}: {', '.join(shown)}")
-    return 0
 
 
 def _generatect(model: "Model", folder: Path) -> None:

@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Check everything, then sample the volumes, `--batch` at a time.
 
     Raises:
@@ -104,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
     for first in range(0, len(requests), room):
         rows = slice(first, first + room)
         generate_batch(model, requests[rows], texts[rows], settings, asked, room)
-    return 0
 
 
 def note(message: str) -> None:

@@ -76,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
     decode.set_defaults(run=run_decode)
 
 
-def run_encode(arguments: argparse.Namespace) -> int:
+def run_encode(arguments: argparse.Namespace) -> None:
     """Encode one CT.
 
     Raises:
@@ -123,10 +123,9 @@ def run_encode(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {by(ids.shape)} ids from {by(shape)} voxels of {by(ct.spacing_mm)} mm, "
         f"seen as {by(grid_shape)} of {by(grid_spacing_mm)} mm"
     )
-    return 0
 
 
-def run_decode(arguments: argparse.Namespace) -> int:
+def run_decode(arguments: argparse.Namespace) -> None:
     """Decode one file of ids.
 
     Raises:
@@ -155,7 +154,6 @@ def run_decode(arguments: argparse.Namespace) -> int:
         volume_hu = resample(volume_hu, encoded.grid_spacing_mm, encoded.shape, spacing_mm)
     write_placed_volume(arguments.out, np.asarray(volume_hu), affine, axes)
     print(f"{arguments.out}: {by(volume_hu.shape)} voxels of {by(spacing_mm)} mm")
-    return 0
 
 
 def covering_grid(config: ModelConfig, shape: Shape, spacing_mm: Spacing) -> tuple[Shape, Spacing]:

@@ -44,14 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     options = parse(arguments)
 
-    def command() -> int:
+    def command() -> None:
         require_extras("benchmark")
         results = measure_all(options)
         with replace_when_done(options.out) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")
         save_chart(options.out.with_suffix(".png"), results)
         print(table(results))
-        return 0
 
     return exit_code("launch.benchmark", command)
 
