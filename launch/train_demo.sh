@@ -3,10 +3,9 @@
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
-# Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 95 min
-# 46 s with 1.12 s per step of CT-ViT and 0.91 s of MaskGIT; in an earlier run these steps took 1.05
-# and 0.79 s, with which it would have been 88 min. FOLDER (default out/demo) takes the rendered
-# cases, checkpoints, metrics and sample images; stage by stage:
+# Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 86 min
+# 16 s. FOLDER (default out/demo) takes the rendered cases, checkpoints, metrics and sample images;
+# stage by stage:
 #     ctvit     every case rendered at 33 x 64 x 64, twice: with its findings and with others; the
 #               tokenizer
 #     t5        vocabulary, the text encoder on reports alone
