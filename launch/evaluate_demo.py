@@ -54,8 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> None:
         require_extras("evaluate")
-        results = evaluate(options)
-        print(results)
+        print(evaluate(options))
 
     return exit_code("launch.evaluate_demo", command)
 
