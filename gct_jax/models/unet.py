@@ -305,7 +305,7 @@ class UNet(nn.Module):
         """Halves height and width; the plain form is space-to-depth and a 1x1 convolution, which
         together are a 2x2 convolution of stride 2."""
         if self.cross_embed_downsample_kernel_sizes is None:
-            return nn.Conv(features, (2, 2), (2, 2), dtype=self.dtype, name=name)
+            return conv(features, 2, strides=(2, 2), dtype=self.dtype, name=name)
         sizes = self.cross_embed_downsample_kernel_sizes
         return CrossEmbed(features, sizes, stride=2, dtype=self.dtype, name=name)
 

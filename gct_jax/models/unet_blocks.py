@@ -23,7 +23,7 @@ from gct_jax.sharding import constrain_batch
 
 
 def conv(features: int, kernel: int, **options: Any) -> nn.Conv:
-    """Square convolution that keeps the image size."""
+    """Square convolution that keeps the image size, or halves it with `strides=(2, 2)`."""
     return nn.Conv(features, (kernel, kernel), conv_general_dilated=convolution, **options)
 
 

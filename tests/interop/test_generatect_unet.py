@@ -7,6 +7,7 @@ from golden_case import GoldenCase, quick_jit
 from gct_jax.config import module_fields
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.unet import unet_from_reference
+from gct_jax.models import convolutions
 from gct_jax.models.unet import UNet
 
 
@@ -79,6 +80,23 @@ def test_outputs_match_golden(imported):
 
     case.check("out_text_nomask", run(variables, text))
     case.check("out_no_text", run(variables, None))
+
+
+def test_convolutions_of_wide_layers_match_golden(monkeypatch):
+    """What a CPU does with many channels and large images, done with few and small ones."""
+    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(convolutions, "FEWEST_TILES", 1)
+    case = GoldenCase("unet_yaml")
+    config, variables = unet_from_reference(case.weights())
+    x, log_snr, text = case.inputs("x", "time", "text_embeds")
+    low_res, low_res_log_snr = case.inputs("lowres_cond_img", "lowres_noise_times")
+
+    @quick_jit
+    def run(variables):
+        options = {"low_res": low_res, "low_res_log_snr": low_res_log_snr, "text": text}
+        return UNet(**module_fields(config)).apply(variables, x, log_snr, **options)
+
+    case.check("out_text_nomask", run(variables))
 
 
 def test_broken_weights_are_named():

@@ -1,4 +1,4 @@
-"""The filter gradient as matrix products, against XLA's and in closed form."""
+"""Fast convolutions and their gradients, against XLA's and in closed form."""
 
 import functools
 
@@ -12,21 +12,25 @@ from jax import lax
 from gct_jax.models import convolutions
 from gct_jax.models.convolutions import convolution, depthwise, filter_gradient
 
+IMAGES = ("NHWC", "HWIO", "NHWC")
+
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    ("shape", "window"), [((2, 6, 5, 3), 3), ((1, 7, 4, 2), 5), ((3, 1, 8, 1), 7)]
+    ("shape", "window"),
+    [((2, 6, 5, 3), 3), ((2, 8, 12, 3), 3), ((1, 7, 4, 2), 5), ((3, 1, 8, 1), 7)],
 )
 def test_gradients_equal_those_of_the_convolution(monkeypatch, shape, window, dtype):
     monkeypatch.setattr(convolutions, "BAND_PIXELS", 20)
     monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(convolutions, "FEWEST_TILES", 1)  # sides of 8 and 12 are whole tiles
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(size=(*shape[:3], n)), dtype) for n in (shape[3], 4))
     kernel = jnp.asarray(rng.normal(size=(window, window, shape[3], 4)), dtype)
 
     def gradients(conv):
         def loss(x, kernel):
-            y = conv(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = conv(x, kernel, (1, 1), "SAME", dimension_numbers=IMAGES)
             return jnp.vdot(y.astype(jnp.float32), weight.astype(jnp.float32))
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
@@ -41,6 +45,31 @@ def test_gradients_equal_those_of_the_convolution(monkeypatch, shape, window, dt
         )
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_halving_is_the_convolution_of_stride_two(dtype):
+    """Value and gradients of sums of 12 products."""
+    rng = np.random.default_rng(5)
+    x, kernel, weight = (
+        jnp.asarray(rng.normal(size=shape), dtype)
+        for shape in ((2, 6, 8, 3), (2, 2, 3, 5), (2, 3, 4, 5))
+    )
+
+    def value_and_gradients(conv):
+        def loss(x, kernel):
+            y = conv(x, kernel, (2, 2), "SAME", dimension_numbers=IMAGES)
+            return jnp.vdot(y.astype(jnp.float32), weight.astype(jnp.float32))
+
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel))
+
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.1
+    ours, expected = map(value_and_gradients, (convolution, lax.conv_general_dilated))
+    for mine, other in zip(ours, expected, strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_allclose(
+            mine.astype(jnp.float32), other.astype(jnp.float32), atol=tolerance, rtol=tolerance
+        )
+
+
 def test_filter_gradient_of_one_pixel_is_its_neighbourhood():
     x = np.random.default_rng(1).normal(size=(1, 5, 6, 2)).astype(np.float32)
     gradient = np.zeros((1, 5, 6, 1), np.float32)
@@ -49,7 +78,10 @@ def test_filter_gradient_of_one_pixel_is_its_neighbourhood():
     np.testing.assert_array_equal(found[..., 0], x[0, 1:4, 2:5])
 
 
-@pytest.mark.parametrize("options", [{"strides": 2}, {"padding": "VALID"}, {"kernel_size": (4, 4)}])
+@pytest.mark.parametrize(
+    "options",
+    [{"strides": 2}, {"padding": "VALID"}, {"kernel_size": (4, 4)}, {"kernel_size": (2, 2)}],
+)
 def test_other_convolutions_are_left_to_xla(monkeypatch, options):
     monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
     layer = functools.partial(nn.Conv, 3, **{"kernel_size": (3, 3)} | options)
