@@ -13,8 +13,8 @@ and a tile of 4 x 4 outputs of a 3 x 3 window over 6 x 6 inputs
     Y = A [ (G g G^T) * (B D B^T) ] A^T                                                      (3)
 
 in 36 multiplications instead of 144. Over channels each of the 36 is a product of two matrices,
-[tiles, channels] and [channels, features]. With points 0, +-3/4, +-3/2 the rounding error is about
-twice that of the direct sum; with the usual 0, +-1, +-2 it is six times.
+[tiles, channels] and [channels, features]. With points 0, +-3/4, +-3/2 the rounding error is two to
+three times that of the direct sum, half of what the usual 0, +-1, +-2 make it.
 
 Only for CPUs, where those products are what takes the time.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # exact in binary, as are most of the matrices' entries
+POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # exact in binary
 OUTPUTS, TILE = 4, 6  # of a tile along one side: outputs and inputs
 BAND_TILES = 1024  # transformed at a time: they then stay in the processor's cache
 
@@ -41,7 +41,8 @@ def winograd_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
       kernel: [3, 3, channels, features].
 
     Returns:
-      [batch, height, width, features] in the dtype of `x`, computed in float32.
+      [batch, height, width, features] in the dtype of `x`, computed in float32. All of it is NaN
+      if the very first element of `x` is not finite.
     """
     batch, height, width, _ = x.shape
     # Known only when x is: XLA's CPU backend would transform all kernels of a network beforehand.
