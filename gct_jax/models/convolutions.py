@@ -29,6 +29,8 @@ from einops import rearrange
 from jax import lax
 
 from gct_jax.kernels.target import target_platform
+from gct_jax.models.products import matrix_product
+from gct_jax.models.scheduling import largest_divisor
 from gct_jax.models.winograd import OUTPUTS, winograd_convolution
 
 BAND_PIXELS = 2048  # of one product: its operands then stay in the processor's cache
@@ -76,10 +78,8 @@ def convolution(
 def halving(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution of stride 2 of images [b, h, w, c], sides even, and a kernel [2, 2, c, f]:
     [b, h / 2, w / 2, f]."""
-    features = kernel.shape[-1]
     pixels = rearrange(x, "b (h r) (w s) c -> b h w (r s c)", r=2, s=2)
-    y = pixels.reshape(-1, pixels.shape[-1]) @ kernel.reshape(-1, features)
-    return y.reshape(*pixels.shape[:-1], features)
+    return matrix_product(pixels, rearrange(kernel, "r s c f -> (r s c) f"))
 
 
 def _halves(image_shape: tuple[int, ...], strides: Any) -> bool:
@@ -169,8 +169,7 @@ def filter_gradient(x: jax.Array, gradient: jax.Array, window: int) -> jax.Array
     """
     batch, height, width, channels = x.shape
     features, around = gradient.shape[-1], window // 2
-    fitting = max(1, min(height, BAND_PIXELS // (batch * width)))
-    rows = next(rows for rows in range(fitting, 0, -1) if height % rows == 0)
+    rows = largest_divisor(height, BAND_PIXELS // (batch * width))
     x = jnp.pad(x, ((0, 0), (0, 0), (around, around), (0, 0)))
     gradient = jnp.pad(gradient, ((0, 0), (around, around), (0, 0), (0, 0)))
 

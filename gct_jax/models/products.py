@@ -27,7 +27,7 @@ def linear(
 def matrix_product(
     x: jax.Array,
     kernel: jax.Array,
-    dimension_numbers: Any,
+    dimension_numbers: Any = None,
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> jax.Array:

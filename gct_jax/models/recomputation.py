@@ -13,6 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from gct_jax.models.scheduling import after
+
 
 def recomputed(layer: nn.Module, x: jax.Array, *others: Any) -> jax.Array:
     """`layer(x, *others)`, of which the backward pass keeps only the arguments.
@@ -34,14 +36,8 @@ def recomputed(layer: nn.Module, x: jax.Array, *others: Any) -> jax.Array:
 
     def backward(given: tuple, gradient: jax.Array) -> tuple:
         variables, x, *others = given
-        _, pull_back = jax.vjp(unbound.apply, variables, _after(x, gradient), *others)
+        _, pull_back = jax.vjp(unbound.apply, variables, after(x, gradient), *others)
         return pull_back(gradient)
 
     call.defvjp(forward, backward)
     return call(variables, x, *others)
-
-
-def _after(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """x, as far as it is finite, but not before the gradient is known."""
-    one = gradient[(0,) * gradient.ndim]
-    return x + (0 * one).astype(x.dtype)  # not folded: it would be NaN if that element were

@@ -28,6 +28,8 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
+from gct_jax.models.scheduling import after, largest_divisor
+
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # exact in binary
 OUTPUTS, TILE = 4, 6  # of a tile along one side: outputs and inputs
 BAND_TILES = 1024  # transformed at a time: they then stay in the processor's cache
@@ -45,12 +47,9 @@ def winograd_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
       if the very first element of `x` is not finite.
     """
     batch, height, width, _ = x.shape
-    # Known only when x is: XLA's CPU backend would transform all kernels of a network beforehand.
-    nothing = 0 * x[0, 0, 0, 0].astype(jnp.float32)
-    weights = _transformed_kernel(kernel + nothing)
-    fitting = max(1, BAND_TILES * OUTPUTS // (batch * width))
-    tile_rows = height // OUTPUTS
-    rows = OUTPUTS * next(n for n in range(min(fitting, tile_rows), 0, -1) if tile_rows % n == 0)
+    # Else XLA's CPU backend would transform all kernels of a network beforehand.
+    weights = _transformed_kernel(after(kernel, x))
+    rows = OUTPUTS * largest_divisor(height // OUTPUTS, BAND_TILES * OUTPUTS // (batch * width))
     if rows == height:
         return _convolve_band(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), weights)
 
@@ -59,8 +58,8 @@ def winograd_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         found = _convolve_band(_rows_with_margin(x, first, rows), weights)
         return lax.dynamic_update_slice_in_dim(y, found, first, axis=1)
 
-    y = jnp.broadcast_to(nothing.astype(x.dtype), (*x.shape[:-1], kernel.shape[-1]))
-    return lax.fori_loop(0, height // rows, add_band, y)
+    zeros = jnp.broadcast_to(after(jnp.zeros((), x.dtype), x), (*x.shape[:-1], kernel.shape[-1]))
+    return lax.fori_loop(0, height // rows, add_band, zeros)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden_case import GoldenCase, quick_jit
+from golden_case import GoldenCase, load_unet, quick_jit
 
 from gct_jax.config import module_fields
 from gct_jax.errors import ModelFolderError
@@ -87,16 +87,14 @@ def test_convolutions_of_wide_layers_match_golden(monkeypatch):
     monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(convolutions, "FEWEST_TILES", 1)
     case = GoldenCase("unet_yaml")
-    config, variables = unet_from_reference(case.weights())
     x, log_snr, text = case.inputs("x", "time", "text_embeds")
     low_res, low_res_log_snr = case.inputs("lowres_cond_img", "lowres_noise_times")
 
     @quick_jit
-    def run(variables):
-        options = {"low_res": low_res, "low_res_log_snr": low_res_log_snr, "text": text}
-        return UNet(**module_fields(config)).apply(variables, x, log_snr, **options)
+    def run(unet):
+        return unet(x, log_snr, low_res=low_res, low_res_log_snr=low_res_log_snr, text=text)
 
-    case.check("out_text_nomask", run(variables))
+    case.check("out_text_nomask", run(load_unet(case)))
 
 
 def test_broken_weights_are_named():
