@@ -26,9 +26,11 @@ from gct_jax.kernels.flash import attend_flash, fits_flash
 from gct_jax.kernels.target import target_platform
 
 BACKENDS = ("auto", "dense", "unrolled", "chunked", "cudnn", "flash")
-# Above this many logits per head, walking over chunks is the faster way on a CPU as well as the
-# smaller one (measured forward and backward: 332 k still dense, 2.6 M chunked by a factor of 2).
+# Above so many logits per head a walk over chunks takes less memory; on a CPU it is the faster way
+# as well, forward and backward (with a bias 332 k are faster dense, 692 k in chunks by a factor of
+# 2; without, cross attention's 1.7 M are still faster dense, 1.0 M of self attention equally fast).
 DENSE_LOGITS_LIMIT = 512 * 1024
+CPU_UNBIASED_LOGITS_LIMIT = 2048 * 1024
 # XLA's batched products on a CPU run at half the speed of single ones; few and large ones are worth
 # a program that is longer by their number.
 UNROLLED_PRODUCTS = 16
@@ -94,7 +96,8 @@ def attention(
 def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
     """The backend of "auto" for queries [batch, n, heads, dim] and so many logits per head."""
     platform = target_platform()
-    if logits > DENSE_LOGITS_LIMIT:
+    plain_on_cpu = platform == "cpu" and bias is None
+    if logits > (CPU_UNBIASED_LOGITS_LIMIT if plain_on_cpu else DENSE_LOGITS_LIMIT):
         if platform == "tpu" and fits_flash(bias):
             return "flash"
         if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
