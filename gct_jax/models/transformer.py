@@ -27,6 +27,7 @@ from jax import lax
 
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
+from gct_jax.models.gelu import gelu
 from gct_jax.models.norms import LayerNorm
 from gct_jax.models.positions import PositionConvolution
 from gct_jax.models.products import linear
@@ -164,7 +165,7 @@ class FeedForward(nn.Module):
         x = layer_norm("norm", self.dtype)(x)
         value = linear(inner, self.dtype, "value")(x)
         gate = linear(inner, self.dtype, "gate")(x)
-        x = value * nn.gelu(gate, approximate=False)
+        x = value * gelu(gate)
         return linear(self.dim, self.dtype, "out")(x)
 
 

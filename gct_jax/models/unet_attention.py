@@ -27,6 +27,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from gct_jax.kernels.target import target_platform
+from gct_jax.models.gelu import gelu
 from gct_jax.models.norms import LayerNorm
 
 COSINE_SCALE = 16.0
@@ -257,7 +258,7 @@ class FeedForward(nn.Module):
         channels = x.shape[-1]
         x = gain_norm("norm", self.dtype)(x)
         x = project(int(channels * self.mult), "wide", self.dtype)(x)
-        x = gain_norm("wide_norm", self.dtype)(nn.gelu(x, approximate=False))
+        x = gain_norm("wide_norm", self.dtype)(gelu(x))
         return project(channels, "out", self.dtype)(x)
 
 
