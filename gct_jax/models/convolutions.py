@@ -11,11 +11,14 @@ For y = conv(x, w) with windows of n x n, zeros around the image and g the gradi
 is a product of two matrices, [n channels, pixels] and [pixels, n features], of x shifted by columns
 and g shifted by rows. XLA's CPU backend takes it for a convolution with a window as large as the
 image, at a quarter to a third of the speed. The gradient of x is the convolution of g with the
-turned window.
+turned window. Of an image with few channels n n of them side by side, shifted by columns and rows,
+are no wider than other images are, and dw is a single product; so it is where g is such an image:
+
+    dw[i, j] = sum over r, c of x[r, c]^T g[r - i + p, c - j + p]                           (2)
 
 A depthwise 3x3x3 convolution is a sum of 27 shifted arrays; of its filter,
 
-    dw[i, j, k] = sum over t, r, c of x[t + i - past, r + j - 1, c + k - 1] g[t, r, c]       (2)
+    dw[i, j, k] = sum over t, r, c of x[t + i - past, r + j - 1, c + k - 1] g[t, r, c]       (3)
 
 is 27 sums over two arrays, which are read from memory once if all 27 are taken frame by frame.
 """
@@ -35,8 +38,10 @@ from gct_jax.models.winograd import OUTPUTS, winograd_convolution
 
 BAND_PIXELS = 2048  # of one product: its operands then stay in the processor's cache
 FEWEST_CHANNELS = 64  # with 16 to 32 the copies cost more than the product gains
+WINOGRAD_CHANNELS = 128  # with 64 its copies cost what its products gain, or more
 FEWEST_TILES = 256  # with fewer, transforming the window costs more than is gained
-LARGEST_WINDOW = 7  # beyond it the program grows by more than it gains
+NARROW_CHANNELS = 4  # up to which equation (2) has the faster filter gradient
+LARGEST_WINDOW = 7  # of wide images; beyond it the program grows by more than it gains
 WINDOW = tuple(itertools.product(range(3), repeat=3))
 
 
@@ -54,10 +59,15 @@ def convolution(
     height, width, *channels = kernel.shape
     if height == width == 2 and _halves(x.shape, window_strides):
         return halving(x, kernel)
-    square = height == width and 1 < width <= LARGEST_WINDOW and width % 2
-    if not square or set(window_strides) != {1} or min(channels) < FEWEST_CHANNELS:
+    if height != width or width == 1 or width % 2 == 0 or set(window_strides) != {1}:
         return convolve(x, kernel)
-    faster = winograd_convolution if _winograd_pays(x.shape, width) else convolve
+    if min(channels) <= NARROW_CHANNELS:
+        of_filter, faster = narrow_filter_gradient, convolve
+    elif min(channels) >= FEWEST_CHANNELS and width <= LARGEST_WINDOW:
+        of_filter = filter_gradient
+        faster = winograd_convolution if _winograd_pays(x.shape, kernel.shape) else convolve
+    else:
+        return convolve(x, kernel)
 
     @jax.custom_vjp
     def call(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -69,7 +79,7 @@ def convolution(
     def backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, kernel = saved
         of_x = faster(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
-        return of_x, filter_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype)
+        return of_x, of_filter(x, gradient, width).astype(kernel.dtype)
 
     call.defvjp(forward, backward)
     return call(x, kernel)
@@ -86,42 +96,49 @@ def _halves(image_shape: tuple[int, ...], strides: Any) -> bool:
     return set(strides) == {2} and not any(side % 2 for side in image_shape[1:3])
 
 
-def _winograd_pays(image_shape: tuple[int, ...], window: int) -> bool:
+def _winograd_pays(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
     batch, height, width, _ = image_shape
-    whole_tiles = height % OUTPUTS == 0 and width % OUTPUTS == 0
-    return window == 3 and whole_tiles and batch * height * width >= FEWEST_TILES * OUTPUTS**2
+    return (
+        kernel_shape[0] == 3
+        and min(kernel_shape[2:]) >= WINOGRAD_CHANNELS
+        and height % OUTPUTS == 0
+        and width % OUTPUTS == 0
+        and batch * height * width >= FEWEST_TILES * OUTPUTS**2
+    )
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> jax.Array:
     """Depthwise 3x3x3 convolution with zeros around, as a sum of shifted arrays: XLA's grouped
-    convolution takes a hundred times longer on a CPU.
+    convolution takes a hundred times longer on a CPU. Summed in float32.
 
     x: [batch, time, height, width, dim]. kernel: [3, 3, 3, dim]. bias: [dim].
     past: how many of its three frames come before the present one.
     """
 
-    def add_shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    def add_shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> jax.Array:
         _, frames, height, width, _ = x.shape
         padded = _with_margin(x, past)
-        y = jnp.broadcast_to(bias, x.shape)
+        y = jnp.broadcast_to(bias.astype(jnp.float32), x.shape)
         for i, j, k in WINDOW:
-            y += padded[:, i : i + frames, j : j + height, k : k + width] * kernel[i, j, k]
-        return y
+            near = padded[:, i : i + frames, j : j + height, k : k + width]
+            y += near.astype(jnp.float32) * kernel[i, j, k].astype(jnp.float32)
+        return y.astype(x.dtype)
 
     if target_platform() != "cpu":  # elsewhere one frame after the other would take longer
-        return add_shifted(x, kernel, bias)
+        return add_shifted(x, kernel, bias, past)
 
     @jax.custom_vjp
     def call(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        return add_shifted(x, kernel, bias)
+        return add_shifted(x, kernel, bias, past)
 
     def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
         return call(x, kernel, bias), (x, kernel, bias)
 
     def backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         x, kernel, bias = saved
-        zero = jnp.zeros_like(bias)
-        (of_x,) = jax.linear_transpose(lambda x: add_shifted(x, kernel, zero), x)(gradient)
+        # What x[t] adds to y[t + 1], y[t + 1] takes from the place before it: both turn around.
+        turned = jnp.flip(kernel, (0, 1, 2))
+        of_x = add_shifted(gradient, turned, jnp.zeros_like(bias), 2 - past)
         of_bias = gradient.reshape(-1, bias.shape[0]).sum(0, dtype=jnp.float32)
         of_kernel = depthwise_filter_gradient(x, gradient, past)
         return of_x, of_kernel.astype(kernel.dtype), of_bias.astype(bias.dtype)
@@ -131,7 +148,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> ja
 
 
 def depthwise_filter_gradient(x: jax.Array, gradient: jax.Array, past: int) -> jax.Array:
-    """Equation (2) of x and gradient [batch, time, height, width, dim]: [3, 3, 3, dim] float32."""
+    """Equation (3) of x and gradient [batch, time, height, width, dim]: [3, 3, 3, dim] float32."""
     _, frames, height, width, dim = x.shape
     padded = _with_margin(x, past)
 
@@ -188,3 +205,26 @@ def filter_gradient(x: jax.Array, gradient: jax.Array, window: int) -> jax.Array
     start = jnp.zeros((window * channels, window * features), jnp.float32)
     total, _ = lax.scan(add_band, start, jnp.arange(0, height, rows))
     return total.reshape(window, channels, window, features).transpose(2, 0, 1, 3)
+
+
+def narrow_filter_gradient(x: jax.Array, gradient: jax.Array, window: int) -> jax.Array:
+    """As `filter_gradient`, by equation (2), for few channels or few features."""
+    if x.shape[-1] > gradient.shape[-1]:
+        turned = narrow_filter_gradient(gradient, x, window)
+        return jnp.flip(turned, (0, 1)).swapaxes(2, 3)
+    batch, height, width, channels = x.shape
+    features, around = gradient.shape[-1], window // 2
+    rows = largest_divisor(height, BAND_PIXELS // (batch * width))
+    x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
+
+    def add_band(total: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+        near = lax.dynamic_slice_in_dim(x, first, rows + 2 * around, axis=1)
+        here = lax.dynamic_slice_in_dim(gradient, first, rows, axis=1)
+        across = jnp.concatenate([near[:, :, j : j + width] for j in range(window)], axis=-1)
+        windows = jnp.concatenate([across[:, i : i + rows] for i in range(window)], axis=-1)
+        left, right = (part.reshape(batch * rows * width, -1) for part in (windows, here))
+        return total + jnp.matmul(left.T, right, preferred_element_type=jnp.float32), None
+
+    start = jnp.zeros((window**2 * channels, features), jnp.float32)
+    total, _ = lax.scan(add_band, start, jnp.arange(0, height, rows))
+    return total.reshape(window, window, channels, features)

@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what ours computes in; peers compute in float32 (float32)",
+        help="what is computed in, by peers with torch.autocast (float32)",
     )
     parser.add_argument("--peak-tflops", type=float, help="ceiling to hold against; else measured")
     parser.add_argument(

@@ -63,17 +63,29 @@ def _phenaki_network(phenaki: Any, model: ModelConfig, part: str) -> torch.nn.Mo
 
 
 def load_call(
-    case: Case, model: ModelConfig, weights: Path, inputs: Path, threads: int
+    case: Case, model: ModelConfig, weights: Path, inputs: Path, threads: int, dtype: str
 ) -> tuple[Callable[[], Any], float]:
-    """The case as a call without arguments, and the operations that PyTorch counts in one."""
+    """The case as a call without arguments, and the operations that PyTorch counts in one.
+
+    In 16 bits by `torch.autocast`, which like our networks keeps weights, norms and softmax in
+    float32.
+    """
     torch.set_num_threads(threads)
     network = build(model, case.part).train(case.task == "train")
     network.load_state_dict(load_file(weights), strict=True)
     with np.load(inputs) as arrays:
         batch = {name: _channels_first(name, value) for name, value in arrays.items()}
-    call = (_backward_call if case.task == "train" else _forward_call)(case, network, batch)
+    mixed = functools.partial(
+        torch.autocast, "cpu", getattr(torch, dtype), enabled=dtype != "float32"
+    )
+    if case.task == "train":
+        call = counted = _backward_call(case, network, batch, mixed)
+    else:
+        call = _forward_call(case, network, batch, mixed, torch.inference_mode)
+        # In inference mode the counter, which takes group norms apart, fails in 16 bits.
+        counted = _forward_call(case, network, batch, mixed, torch.no_grad)
     with FlopCounterMode(display=False) as counter:
-        call()
+        counted()
     if case.part == "superres":
         _choose_layout(network, batch, call)
     if case.task == "train":
@@ -110,11 +122,15 @@ def _forward(case: Case, network: Any, batch: dict[str, torch.Tensor]) -> torch.
 
 
 def _forward_call(
-    case: Case, network: torch.nn.Module, batch: dict[str, torch.Tensor]
+    case: Case,
+    network: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    mixed: Callable[[], Any],
+    without_gradients: Callable[[], Any],
 ) -> Callable[[], torch.Tensor]:
-    @torch.inference_mode()
     def call() -> torch.Tensor:
-        return _forward(case, network, batch)
+        with without_gradients(), mixed():
+            return _forward(case, network, batch)
 
     return call
 
@@ -132,11 +148,15 @@ def _loss(case: Case, network: Any, batch: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def _backward_call(
-    case: Case, network: torch.nn.Module, batch: dict[str, torch.Tensor]
+    case: Case,
+    network: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    mixed: Callable[[], Any],
 ) -> Callable[[], torch.Tensor]:
     def call() -> torch.Tensor:
         network.zero_grad(set_to_none=True)
-        loss = _loss(case, network, batch)
+        with mixed():
+            loss = _loss(case, network, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -170,19 +190,22 @@ def _choose_layout(
         seconds[layout] = time.perf_counter() - start
 
 
-def ceiling(sizes: str, threads: int, repeats: int = 5) -> dict[str, float]:
-    """As `ours.ceiling`, in float32."""
+def ceiling(sizes: str, threads: int, dtype: str, repeats: int = 5) -> dict[str, float]:
+    """As `ours.ceiling`."""
+    numbers = getattr(torch, dtype)
     torch.set_num_threads(threads)
     found = {"matmul": 0.0, "convolution": 0.0}
     with torch.inference_mode():
         for n in SIZES[sizes].matmul_sides:
-            a = torch.ones(n, n)
+            a = torch.ones(n, n, dtype=numbers)
             seconds = best_seconds(functools.partial(torch.matmul, a, a), repeats)
             found["matmul"] = max(found["matmul"], 2 * n**3 / seconds)
         for side, channels in SIZES[sizes].convolutions:
             for layout in (torch.contiguous_format, torch.channels_last):
-                image = torch.ones(1, channels, side, side).contiguous(memory_format=layout)
-                kernel = torch.ones(channels, channels, 3, 3).contiguous(memory_format=layout)
+                image = torch.ones(1, channels, side, side, dtype=numbers)
+                kernel = torch.ones(channels, channels, 3, 3, dtype=numbers)
+                image = image.contiguous(memory_format=layout)
+                kernel = kernel.contiguous(memory_format=layout)
                 convolve = functools.partial(F.conv2d, image, kernel, padding=1)
                 seconds = best_seconds(convolve, repeats)
                 flops = 2 * 9 * side**2 * channels**2

@@ -69,7 +69,7 @@ def work(job: Job, output: Path) -> dict[str, Any]:
         if job.side == "peers":
             from launch.benchmark import peers
 
-            return {"ceiling": peers.ceiling(job.sizes, job.threads)}
+            return {"ceiling": peers.ceiling(job.sizes, job.threads, job.dtype)}
         from launch.benchmark import ours
 
         return {"ceiling": ours.ceiling(job.sizes, job.dtype), "device": ours.device()}
@@ -88,7 +88,9 @@ def work(job: Job, output: Path) -> dict[str, Any]:
     if job.side == "peers":
         from launch.benchmark import peers
 
-        call, answer["flops"] = peers.load_call(case, model, weights, inputs, job.threads)
+        call, answer["flops"] = peers.load_call(
+            case, model, weights, inputs, job.threads, job.dtype
+        )
     else:
         from launch.benchmark import ours
 
@@ -117,7 +119,14 @@ class Keeper:
             self.losses.append(float(output))
             np.save(self.path, np.array(self.losses))
         elif not self.path.exists():
-            np.save(self.path, np.asarray(output))
+            np.save(self.path, plain_array(output))
+
+
+def plain_array(output: Any) -> np.ndarray:
+    """An array of JAX or PyTorch in a type that NumPy has: it has no bfloat16."""
+    if "bfloat16" in str(output.dtype):
+        output = output.float() if hasattr(output, "float") else output.astype("float32")
+    return np.asarray(output)
 
 
 def generate(started: float) -> dict[str, Any]:

@@ -84,8 +84,9 @@ def test_outputs_match_golden(imported):
 
 def test_convolutions_of_wide_layers_match_golden(monkeypatch):
     """What a CPU does with many channels and large images, done with few and small ones."""
-    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(convolutions, "FEWEST_TILES", 1)
+    monkeypatch.setattr(convolutions, "NARROW_CHANNELS", 0)
+    for limit in ("FEWEST_CHANNELS", "WINOGRAD_CHANNELS", "FEWEST_TILES"):
+        monkeypatch.setattr(convolutions, limit, 1)
     case = GoldenCase("unet_yaml")
     x, log_snr, text = case.inputs("x", "time", "text_embeds")
     low_res, low_res_log_snr = case.inputs("lowres_cond_img", "lowres_noise_times")

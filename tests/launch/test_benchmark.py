@@ -134,11 +134,8 @@ def folded_gflop(tokens=41, heads=8, dim_head=64):
 
 def winograd_gflop():
     """What Winograd's convolutions save in the published U-Net: three quarters of every 3x3 layer
-    but the last, less the transforms of the windows, from 9 to 36 numbers each."""
+    with 128 channels and more, less the transforms of the windows, from 9 to 36 numbers each."""
     layers = (  # how many of which image, channels and features
-        (4, 512, 64, 64),
-        (9, 256, 64, 64),
-        (3, 256, 128, 64),
         (9, 128, 128, 128),
         (3, 128, 256, 128),
         (13, 64, 256, 256),
@@ -270,19 +267,21 @@ class TestPeers:
 
     pytestmark = require(*PEER_PACKAGES, "einops_exts", "beartype")
 
-    def test_outputs_agree(self, name, prepared, peers, tmp_path):
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-5), ("bfloat16", 0.1)])
+    def test_outputs_agree(self, name, dtype, tolerance, prepared, peers, tmp_path):
         case = TINY[name]
         files = weight_file(prepared, case.part), input_file(prepared, case)
         ours, theirs = tmp_path / "ours.npy", tmp_path / "peers.npy"
         with quick_compilation():
-            measure(load_call(case, MODEL, *files, "float32"), 1, Keeper(case, ours))
-        call, flops = peers.load_call(case, MODEL, *files, threads=1)
+            measure(load_call(case, MODEL, *files, dtype), 1, Keeper(case, ours))
+        call, flops = peers.load_call(case, MODEL, *files, 1, dtype)
         measure(call, 1, Keeper(case, theirs))
         difference = compare(case, ours, theirs)
         if case.task == "encode":
-            assert difference == {"ids_differ": 0, "ids": 12}
+            assert difference["ids"] == 12
+            assert difference["ids_differ"] <= (0 if dtype == "float32" else 4)
         else:
-            assert difference["max_abs"] < 5e-5 * max(1, difference["largest"])
+            assert difference["max_abs"] < tolerance * max(1, difference["largest"])
         counted = json.loads((prepared / "flops.json").read_text())[name]
         # The peer computes the position bias of each pair anew; these networks are all bias.
         assert 0 < sum(counted.values()) <= 1.2 * flops

@@ -10,20 +10,33 @@ import pytest
 from jax import lax
 
 from gct_jax.models import convolutions
-from gct_jax.models.convolutions import convolution, depthwise, filter_gradient
+from gct_jax.models.convolutions import (
+    convolution,
+    depthwise,
+    filter_gradient,
+    narrow_filter_gradient,
+)
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("narrow", [0, 4])
 @pytest.mark.parametrize(
     ("shape", "window"),
-    [((2, 6, 5, 3), 3), ((2, 8, 12, 3), 3), ((1, 7, 4, 2), 5), ((3, 1, 8, 1), 7)],
+    [
+        ((2, 6, 5, 3), 3),
+        ((2, 8, 12, 3), 3),
+        ((1, 7, 4, 2), 5),
+        ((3, 1, 8, 1), 7),
+        ((1, 4, 8, 6), 3),
+    ],
 )
-def test_gradients_equal_those_of_the_convolution(monkeypatch, shape, window, dtype):
+def test_gradients_equal_those_of_the_convolution(monkeypatch, shape, window, narrow, dtype):
     monkeypatch.setattr(convolutions, "BAND_PIXELS", 20)
-    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(convolutions, "FEWEST_TILES", 1)  # sides of 8 and 12 are whole tiles
+    monkeypatch.setattr(convolutions, "NARROW_CHANNELS", narrow)
+    for limit in ("FEWEST_CHANNELS", "WINOGRAD_CHANNELS", "FEWEST_TILES"):
+        monkeypatch.setattr(convolutions, limit, 1)  # sides of 8 and 12 are whole tiles
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(size=(*shape[:3], n)), dtype) for n in (shape[3], 4))
     kernel = jnp.asarray(rng.normal(size=(window, window, shape[3], 4)), dtype)
@@ -74,8 +87,9 @@ def test_filter_gradient_of_one_pixel_is_its_neighbourhood():
     x = np.random.default_rng(1).normal(size=(1, 5, 6, 2)).astype(np.float32)
     gradient = np.zeros((1, 5, 6, 1), np.float32)
     gradient[0, 2, 3] = 1
-    found = filter_gradient(jnp.asarray(x), jnp.asarray(gradient), 3)
-    np.testing.assert_array_equal(found[..., 0], x[0, 1:4, 2:5])
+    for of_filter in (filter_gradient, narrow_filter_gradient):
+        found = of_filter(jnp.asarray(x), jnp.asarray(gradient), 3)
+        np.testing.assert_array_equal(found[..., 0], x[0, 1:4, 2:5])
 
 
 @pytest.mark.parametrize(
