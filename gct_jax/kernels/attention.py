@@ -7,6 +7,7 @@ Tokens lie on a (time, height, width) grid in row-major order; the bias comes as
 distinct values (`gct_jax.kernels.bias`). The backends compute the same:
 
     dense     all logits at once, memory O(queries * keys)
+    batched   the same in the order of axes that suits CPUs
     unrolled  the same with a matrix product of its own for each sample and head, for CPUs
     chunked   one frame of queries after the other, memory linear in the number of frames
     cudnn     chunks of frames by cuDNN's flash attention, for GPUs in 16 bits
@@ -21,11 +22,11 @@ import jax.numpy as jnp
 from gct_jax.kernels.bias import RelativeBias, bias_matrix
 from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.cudnn import attend_cudnn
-from gct_jax.kernels.dense import attend_dense, attend_unrolled, by_head
+from gct_jax.kernels.dense import attend_batched, attend_dense, attend_unrolled, by_head
 from gct_jax.kernels.flash import attend_flash, fits_flash
 from gct_jax.kernels.target import target_platform
 
-BACKENDS = ("auto", "dense", "unrolled", "chunked", "cudnn", "flash")
+BACKENDS = ("auto", "dense", "batched", "unrolled", "chunked", "cudnn", "flash")
 # Above so many logits per head a walk over chunks takes less memory; on a CPU it is the faster way
 # as well, forward and backward (with a bias 332 k are faster dense, 692 k in chunks by a factor of
 # 2; without, cross attention's 1.7 M are still faster dense, 1.0 M of self attention equally fast).
@@ -90,7 +91,8 @@ def attention(
     matrix = None if bias is None else bias_matrix(bias)
     if backend == "unrolled":
         return attend_unrolled(q, by_head(k), by_head(v), scale, matrix, *masks, 0)
-    return attend_dense(q, k, v, scale, matrix, *masks, 0)
+    attend = attend_batched if backend == "batched" else attend_dense
+    return attend(q, k, v, scale, matrix, *masks, 0)
 
 
 def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
@@ -103,7 +105,9 @@ def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
         if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
             return "cudnn"
         return "chunked"
-    return "unrolled" if logits >= UNROLLED_LOGITS and _worth_unrolling(q) else "dense"
+    if platform != "cpu":
+        return "dense"
+    return "unrolled" if logits >= UNROLLED_LOGITS and _worth_unrolling(q) else "batched"
 
 
 def _worth_unrolling(q: jax.Array) -> bool:

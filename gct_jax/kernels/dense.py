@@ -9,25 +9,38 @@ def attend_dense(q, k, v, scale, bias, null_keys, key_mask, causal, first_query)
     """Attention of a block of queries that starts at position `first_query`.
 
     bias: [heads, queries, keys], or a list of them by head, or None.
-
-    Heads come before positions, and weights are normalised last: from any other order XLA's CPU
-    backend makes products that take five times as long.
     """
+    logits = scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    logits = _biased_and_masked(logits, bias, null_keys, key_mask, causal, first_query)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def attend_batched(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+    """As `attend_dense`, with heads before positions throughout and normalised last: from any other
+    order XLA's CPU backend makes products that take five times as long. TPUs move more with it."""
     queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [batch, heads, n, dim]
     logits = scale * jnp.einsum(
         "bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32
-    )  # [batch, heads, queries, null + keys]
-    if bias is not None:
-        logits += pad_null_keys(bias, null_keys)
-    visible = visible_keys(q.shape[1], k.shape[1], null_keys, key_mask, causal, first_query)
-    if visible is not None:
-        # The lowest finite value: a row without any visible key becomes uniform, not NaN.
-        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    )
+    logits = _biased_and_masked(logits, bias, null_keys, key_mask, causal, first_query)
     weights, total = unnormalized_softmax(logits)
     out = jnp.einsum(
         "bhqk,bhkd->bhqd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32
     )
     return jnp.swapaxes(out / total, 1, 2).astype(v.dtype)
+
+
+def _biased_and_masked(logits, bias, null_keys, key_mask, causal, first_query):
+    """Logits [batch, heads, queries, null + keys] with the bias, and without hidden keys."""
+    if bias is not None:
+        logits += pad_null_keys(bias, null_keys)
+    queries, keys = logits.shape[2:]
+    visible = visible_keys(queries, keys, null_keys, key_mask, causal, first_query)
+    if visible is None:
+        return logits
+    # The lowest finite value: a row without any visible key becomes uniform, not NaN.
+    return jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
 
 
 def unnormalized_softmax(logits):

@@ -62,7 +62,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["dense", "unrolled", "chunked"])
+@pytest.mark.parametrize("backend", ["dense", "batched", "unrolled", "chunked"])
 @pytest.mark.parametrize("name", CASES)
 def test_definition(name, backend):
     queries, keys, grid, null_keys, masked, causal = CASES[name]
@@ -95,7 +95,7 @@ def test_backends_have_equal_gradients(grid):
 
     dense = gradients(q, k, v, table, "dense")
     assert all(float(jnp.max(jnp.abs(a))) > 0.05 for a in dense)
-    for backend in ("unrolled", "chunked"):
+    for backend in ("batched", "unrolled", "chunked"):
         for a, b in zip(dense, gradients(q, k, v, table, backend), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -108,9 +108,9 @@ def test_cudnn_route_without_cudnn(name):
 
 def test_choice_follows_size_and_device():
     few, many = jnp.zeros((1, 4096, 2, 8)), jnp.zeros((64, 4096, 2, 8))
-    assert choose_backend(few, 100, None) == "dense"
+    assert choose_backend(few, 100, None) == "batched"
     assert choose_backend(few, 64 * 1024, None) == "unrolled"
-    assert choose_backend(many, 64 * 1024, None) == "dense"
+    assert choose_backend(many, 64 * 1024, None) == "batched"
     assert choose_backend(few, 4096**2, None) == "chunked"
 
 
