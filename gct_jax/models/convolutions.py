@@ -11,8 +11,9 @@ For y = conv(x, w) with windows of n x n, zeros around the image and g the gradi
 is a product of two matrices, [n channels, pixels] and [pixels, n features], of x shifted by columns
 and g shifted by rows. XLA's CPU backend takes it for a convolution with a window as large as the
 image, at a quarter to a third of the speed. The gradient of x is the convolution of g with the
-turned window. Of an image with few channels n n of them side by side, shifted by columns and rows,
-are no wider than other images are, and dw is a single product; so it is where g is such an image:
+turned window. Where x has few channels, all n n shifts of it side by side are no wider than other
+images are, and dw is the product of those with g, which is not shifted. Where g has few, the same
+holds with x and g exchanged:
 
     dw[i, j] = sum over r, c of x[r, c]^T g[r - i + p, c - j + p]                           (2)
 

@@ -1,6 +1,8 @@
 """The Gaussian error linear unit (Hendrycks & Gimpel 2016), by the error function:
 
-gelu(x) = x (1 + erf(x / sqrt(2))) / 2                                              (1)
+    gelu(x) = x (1 + erf(x / sqrt(2))) / 2                                              (1)
+
+PyTorch computes the same.
 """
 
 import math
