@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gct_jax import __version__
-from gct_jax.commands import convert, export, generate, tokens
 from gct_jax.errors import InputError
-from gct_jax.exit_codes import exit_code
+from gct_jax.runtime.exit_codes import exit_code
+from gct_jax.runtime.stopping import deferred
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,6 +19,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `arguments.run` is the chosen command's function."""
+    with deferred():  # their imports take a moment, in which Ctrl-C would be lost or told at length
+        from gct_jax.commands import convert, export, generate, tokens
+
     parser = _Parser(prog="gct", description="Text to 3D chest CT.")
     parser.add_argument("--version", action="version", version=f"gct_jax {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

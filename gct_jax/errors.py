@@ -5,6 +5,10 @@ class GctError(Exception):
     """A problem the user can act on; its message names the file or value and what to do."""
 
 
+class UnfinishedError(GctError):
+    """A training run stopped before its last step; it is saved and can be resumed."""
+
+
 class ConfigError(GctError):
     """A configuration field that is unknown, missing or outside its range."""
 

@@ -25,8 +25,8 @@ from safetensors.numpy import save
 
 from gct_jax.config import ModelConfig, from_dict, to_dict
 from gct_jax.errors import ConfigError, ModelFolderError
-from gct_jax.files import replace_files_when_done
 from gct_jax.parts import PARTS, abstract_variables, check_parts_fit, has_part
+from gct_jax.runtime.files import replace_files_when_done
 from gct_jax.text import Tokenizer
 
 FORMAT_VERSION = 1

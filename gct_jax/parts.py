@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gct_jax.config import ModelConfig, module_fields
 from gct_jax.errors import ConfigError, ModelFolderError
+from gct_jax.random_keys import random_key
 
 CONFIG_FIELD = {"ctvit": "ctvit", "maskgit": "maskgit", "superres": "unet", "t5": "t5"}
 PARTS = tuple(CONFIG_FIELD)
@@ -67,7 +68,7 @@ def init_part(config: ModelConfig, part: str, key: jax.Array) -> dict[str, Any]:
 def abstract_variables(config: ModelConfig, part: str) -> dict[str, Any]:
     """Shapes and types of a part's variables, without computing anything. Not to be changed: the
     same dict is returned again for the same config."""
-    return jax.eval_shape(functools.partial(init_part, config, part), jax.random.key(0))
+    return jax.eval_shape(functools.partial(init_part, config, part), random_key(0))
 
 
 def _example_inputs(config: ModelConfig, part: str) -> tuple[tuple, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import sentencepiece
 
 from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.readable_text import readable, require_words, unknown_words
 
 PAD_ID = 0
 EOS_ID = 1
@@ -16,13 +17,17 @@ UNKNOWN_ID = 2
 
 
 class TokenizedText(NamedTuple):
-    """Ids of one prompt, int32 [length] ending in `EOS_ID`, and the words that did not fit.
+    """One prompt as the model reads it.
 
-    A word of which only a part fitted counts as cut, although its first ids are kept as T5 does.
+    ids: int32 [length] ending in `EOS_ID`.
+    truncated_text: the words that did not fit. A word of which only a part fitted counts as cut,
+      although its first ids are kept as T5 does.
+    unknown: words and symbols of which the vocabulary lacks a character, each once.
     """
 
     ids: np.ndarray
     truncated_text: str
+    unknown: tuple[str, ...] = ()
 
 
 class Tokenizer:
@@ -60,12 +65,33 @@ class Tokenizer:
         """Number of pieces, special tokens included."""
         return self._processor.get_piece_size()
 
+    def is_known(self, text: str) -> bool:
+        """Whether the vocabulary holds every character of `text`."""
+        return UNKNOWN_ID not in self._processor.encode(text)
+
     def encode(self, text: str, max_length: int) -> TokenizedText:
-        """Ids of `text`, at most `max_length` of them with the end token.
+        """Ids of a prompt, at most `max_length` of them with the end token.
 
         Raises:
-          InputError: the prompt is empty.
+          InputError: the prompt is empty, is no Unicode, has no word that the vocabulary knows, or
+            more than half of its letters are unknown.
         """
+        read = self.read(text, max_length)
+        require_words(readable(text, self.is_known)[0], self.is_known)
+        return read
+
+    def read(self, text: str, max_length: int) -> TokenizedText:
+        """The same for any text, however little of it is known.
+
+        Raises:
+          InputError: the text is empty or no Unicode.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"the prompt '{shown}' is not valid UTF-8; give it in UTF-8")
+        lost: list[str] = []
+        if not self.is_known(text):
+            text, lost = readable(text, self.is_known)
         ids = self._processor.encode(text)
         if not ids:
             raise InputError("the prompt is empty; write for example '58 years old female: ...'")
@@ -74,13 +100,17 @@ class Tokenizer:
         fitting = len(words)
         while len(ids) > kept and len(self._processor.encode(" ".join(words[:fitting]))) > kept:
             fitting -= 1
-        return TokenizedText(np.asarray([*ids[:kept], EOS_ID], np.int32), " ".join(words[fitting:]))
+        return TokenizedText(
+            np.asarray([*ids[:kept], EOS_ID], np.int32),
+            " ".join(words[fitting:]),
+            (*unknown_words(text, self.is_known), *lost),
+        )
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> np.ndarray:
         """Int32 [len(texts), max_length], padded with 0; longer texts are cut."""
         batch = np.full((len(texts), max_length), PAD_ID, np.int32)
         for row, text in zip(batch, texts, strict=True):
-            ids = self.encode(text, max_length).ids
+            ids = self.read(text, max_length).ids
             row[: len(ids)] = ids
         return batch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
 from launch.demo_measures import GOOD_AUROC, fidelity
 from launch.markdown import markdown_table

@@ -14,9 +14,10 @@ from data_pipelines.phantom.case import Case
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 from gct_jax.config import ModelConfig
-from gct_jax.files import replace_when_done
 from gct_jax.model_folder import Model
 from gct_jax.parts import build_part
+from gct_jax.random_keys import random_key
+from gct_jax.runtime.files import replace_when_done
 from gct_jax.sampling.cascade import (
     Settings,
     embed_text,
@@ -63,7 +64,7 @@ class Generator:
         low = sample_low_resolution(
             self.model,
             [tokenizer.encode(prompt, config.t5.max_length).ids for prompt in prompts],
-            [jax.random.key(seed) for seed in seeds],
+            [random_key(seed) for seed in seeds],
             self.settings,
             lambda *_: None,
             {},
@@ -108,7 +109,7 @@ def enlarge(
     text_ids = model.tokenizer.encode_batch([prompt], model.config.t5.max_length)
     text = embed_text(model.variables("t5"), text_ids, config=model.config)
     low = to_unit(slices_hu)[None, ..., None]
-    mask, keys = jnp.asarray(text_ids > 0), [jax.random.key(seed)]
+    mask, keys = jnp.asarray(text_ids > 0), [random_key(seed)]
     return _int16(super_resolve(model, low, text, mask, keys, settings)[0, ..., 0])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gct_jax.commands.argument_types import count, weight
-from gct_jax.exit_codes import exit_code
+from gct_jax.runtime.exit_codes import exit_code
 from launch.extras import require_extras
 
 FIRST_SEED = 2_000_000_000
@@ -63,15 +63,15 @@ def evaluate(options: argparse.Namespace) -> str:
     """Everything; returns the Markdown tables after writing all files."""
     from data_pipelines.phantom.case import case_from_findings, sample_case
     from data_pipelines.phantom.report import write_report
-    from gct_jax.compilation_cache import enable_compilation_cache
-    from gct_jax.files import replace_when_done
     from gct_jax.model_folder import demo_folder, load_model
+    from gct_jax.runtime.files import replace_when_done
+    from gct_jax.runtime.numerics import prepare_jax
     from gct_jax.sampling.cascade import choose_settings, require_generator
     from launch import demo_measures as measures
     from launch import demo_tables as tables
     from launch import demo_volumes as volumes
 
-    enable_compilation_cache()
+    prepare_jax("launch.evaluate_demo")
     model = load_model(options.model or demo_folder())
     require_generator(model.config, superres=options.superres > 0)
     settings = choose_settings(

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gct_jax.exit_codes import exit_code
+from gct_jax.runtime.exit_codes import exit_code
 from launch.extras import require_extras
 
 

@@ -35,8 +35,9 @@ from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 from gct_jax.errors import InputError
 from gct_jax.evaluation.auroc import auroc
-from gct_jax.exit_codes import exit_code
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.exit_codes import exit_code
+from gct_jax.runtime.files import replace_when_done
+from gct_jax.runtime.numerics import prepare_jax
 from launch.demo_measures import side_rows
 from launch.markdown import markdown_table
 
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--cases must be at least 2, --held-out and --processes at least 1")
 
     def command() -> None:
+        prepare_jax("launch.fit_detectors")
         print(fit_and_read(options))
 
     return exit_code("launch.fit_detectors", command)

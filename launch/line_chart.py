@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.files import replace_when_done
 
 COLOURS = ("#1f5fa8", "#c8501e", "#2d8a4e", "#7a4fa3", "#555555")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 416, 70, 20, 56, 55

@@ -13,8 +13,9 @@ from data_pipelines.phantom.case import case_from_findings
 from data_pipelines.phantom.findings import FINDINGS, Finding
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render_with_findings
-from gct_jax.exit_codes import exit_code
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.exit_codes import exit_code
+from gct_jax.runtime.files import replace_when_done
+from gct_jax.runtime.numerics import prepare_jax
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
 
 GRID = Grid(66, 256, 256, 4.5, 1.40625)
@@ -90,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     out = parser.parse_args(argv).out
 
     def command() -> None:
+        prepare_jax("launch.phantom_montage")
         tiles = [draw_tile(*tile) for tile in TILES]
         rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
         picture = Image.fromarray(np.concatenate(rows, 0))

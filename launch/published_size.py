@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from gct_jax.config import CTViTConfig, ModelConfig, UNetConfig
-from gct_jax.exit_codes import exit_code
 from gct_jax.interop.generatect.ctvit import REFERENCE_OPTIONS, discriminator_layout
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.interop.t5x import t5_to_t5x
 from gct_jax.interop.torch_files import write_torch
 from gct_jax.parts import abstract_variables
+from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.text import train_vocabulary
 
 DISCRIMINATOR_WIDTH = 16

@@ -9,6 +9,7 @@ import numpy as np
 
 from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part
+from gct_jax.random_keys import random_key
 from gct_jax.sampling.cascade import embed_text
 from gct_jax.sampling.superres import super_resolve_slices
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
@@ -86,7 +87,7 @@ def _maskgit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable
             return network.apply({"params": maskgit}, *inputs)
 
         logits_fn = with_guidance(apply, text, text_ids > 0, sampling.guidance)
-        return decode_tokens(logits_fn, jax.random.split(jax.random.key(0), len(text_ids)), plan)
+        return decode_tokens(logits_fn, jax.random.split(random_key(0), len(text_ids)), plan)
 
     def draw(state: TrainState) -> Images:
         networks = {**state.extra, **state.ema}
@@ -113,7 +114,7 @@ def _superres_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callabl
             batch["low_res"][:, None],
             text,
             text_ids > 0,
-            jnp.repeat(jax.random.key(0)[None], len(text_ids)),
+            jnp.repeat(random_key(0)[None], len(text_ids)),
             image_size=diffusion.image_size,
             steps=sampling.superres_steps,
             guidance=sampling.superres_guidance,

@@ -16,7 +16,8 @@ import numpy as np
 
 from gct_jax.config import SUPERRES_SOLVERS
 from gct_jax.errors import InputError
-from gct_jax.exit_codes import exit_code
+from gct_jax.random_keys import random_key
+from gct_jax.runtime.exit_codes import exit_code
 from launch.extras import require_extras
 
 FIRST_SEED = 1_600_000_000
@@ -59,12 +60,12 @@ def _step_counts(fine_steps: int) -> list[int]:
 
 def study(options: argparse.Namespace) -> str:
     """Everything; returns the Markdown tables after writing all files."""
-    from gct_jax.compilation_cache import enable_compilation_cache
-    from gct_jax.files import replace_when_done
     from gct_jax.model_folder import demo_folder, load_model
+    from gct_jax.runtime.files import replace_when_done
+    from gct_jax.runtime.numerics import prepare_jax
     from gct_jax.sampling.cascade import require_generator
 
-    enable_compilation_cache()
+    prepare_jax("launch.superres_study")
     model = load_model(options.model or demo_folder())
     require_generator(model.config, superres=True)
     unet = model.config.unet
@@ -127,7 +128,7 @@ class Phantoms:
         self.text = embed_text(model.variables("t5"), text_ids, config=model.config)
         self.text_mask = jnp.asarray(text_ids > 0)
         self.keys = jnp.stack(
-            [jax.random.fold_in(jax.random.key(case.seed), SUPERRES_STAGE) for case in cases]
+            [jax.random.fold_in(random_key(case.seed), SUPERRES_STAGE) for case in cases]
         )
         self.unet = jax.tree_util.Partial(
             build_part(model.config, "superres").apply, model.variables("superres")

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gct_jax.errors import ConfigError, InputError
-from gct_jax.exit_codes import exit_code
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.exit_codes import exit_code
+from gct_jax.runtime.files import replace_when_done
 from launch.extras import require_extras
 
 COLLECTIVES = re.compile(

@@ -21,6 +21,7 @@ from gct_jax.models.ctvit import CTViT
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.models.transformer import COSINE_SCALE
 from gct_jax.parts import abstract_variables, build_part
+from gct_jax.random_keys import random_key
 from gct_jax.sampling.cascade import token_grid
 from gct_jax.sampling.superres import super_resolve_batch
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
@@ -37,9 +38,9 @@ def train_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
     stage = make_stage(config)
     pretrained = {}
     if config.ctvit.perceptual_weight:
-        vgg = jax.eval_shape(VGG16Features().init, jax.random.key(0), VGG_IMAGE)
+        vgg = jax.eval_shape(VGG16Features().init, random_key(0), VGG_IMAGE)
         pretrained["vgg16"] = vgg["params"]
-    abstract = jax.eval_shape(stage.init_state, jax.random.key(0), pretrained)
+    abstract = jax.eval_shape(stage.init_state, random_key(0), pretrained)
     shardings = state_shardings(abstract, mesh)
     step = jitted_train_step(stage, shardings, mesh)
     with jax.set_mesh(mesh):
@@ -67,7 +68,7 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
     variables = {part: abstract_variables(model, part) for part in ("maskgit", "ctvit")}
     length = model.t5.max_length
     inputs = {
-        "keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts)),
+        "keys": jax.eval_shape(lambda: jax.random.split(random_key(0), prompts)),
         "text": jax.ShapeDtypeStruct((prompts, length, model.t5.dim), jnp.float32),
         "mask": jax.ShapeDtypeStruct((prompts, length), jnp.bool_),
     }
@@ -88,7 +89,7 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
             "text": jax.ShapeDtypeStruct((slices, length, model.t5.dim), jnp.float32),
             "text_mask": jax.ShapeDtypeStruct((slices, length), jnp.bool_),
         },
-        "keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), slices)),
+        "keys": jax.eval_shape(lambda: jax.random.split(random_key(0), slices)),
     }
 
     def run(variables: Any, rows: dict[str, Any]) -> jax.Array:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from gct_jax.errors import ConfigError
-from gct_jax.exit_codes import exit_code
+from gct_jax.runtime.exit_codes import exit_code
 from launch.extras import require_extras
 
 

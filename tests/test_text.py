@@ -59,14 +59,14 @@ def test_cut_text_is_reported_in_whole_words(tokenizer):
     text = "58 years old FEMALE: Large left pleural effusion.  Cardiomegaly."
     whole = tokenizer.encode(text, 96).ids
     for max_length in range(2, len(whole)):
-        ids, cut = tokenizer.encode(text, max_length)
+        ids, cut, _ = tokenizer.read(text, max_length)
         assert ids.tolist() == [*whole[: max_length - 1], EOS_ID]
         assert cut
         assert " ".join(text.split()).endswith(cut)
         kept = " ".join(text.split()).removesuffix(cut)
         assert len(kept.split()) + len(cut.split()) == len(text.split())
         if kept:
-            assert len(tokenizer.encode(kept, 96).ids) <= max_length
+            assert len(tokenizer.read(kept, 96).ids) <= max_length
     assert tokenizer.encode(text, len(whole)).truncated_text == ""
 
 
@@ -113,3 +113,71 @@ def test_damaged_and_foreign_models_are_refused(vocabulary, tmp_path, kept_bytes
         )
     with pytest.raises(ModelFolderError, match=r"pad, eos, unk = \(-1, 2, 0\)"):
         Tokenizer.load(foreign)
+
+
+def pieces(tokenizer, text):
+    return tokenizer.encode(text, 96).ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Large (left) pleural effusion", "Large left pleural effusion"),
+        ("Large [left] pleural effusion", "Large left pleural effusion"),
+        ("Large “left” pleural effusion", "Large left pleural effusion"),
+        ("Large left—pleural effusion", "Large left pleural effusion"),
+        ("Ｌａｒｇｅ left pleural effusion", "Large left pleural effusion"),
+        ("Large left\u200b pleural\u00a0effusion", "Large left pleural effusion"),
+        ("Large_left;pleural/effusion", "Large left pleural effusion"),
+    ],
+)
+def test_punctuation_that_is_unknown_separates(tokenizer, written, read):
+    assert pieces(tokenizer, written) == pieces(tokenizer, read)
+    assert tokenizer.encode(written, 96).unknown == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("Large left 胸部 effusion", ("胸部",)),
+        ("Large left effusion 50%, <3", ("%", "<")),
+        ("Épanchement: large left effusion. Épanchement", ("Épanchement:", "Épanchement")),
+        ("Large left effusion", ()),
+    ],
+)
+def test_what_stays_unknown_is_named(tokenizer, text, unknown):
+    assert tokenizer.encode(text, 96).unknown == unknown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("胸部所見 left", "knows 4 of the prompt's 8 letters"),
+        ("胸部所見です left", "knows 4 of the prompt's 10 letters"),
+        ("( 3 ) a", "no word is left"),
+        ("...", "no word is left"),
+        ("caf\udce9 left", "not valid UTF-8"),
+        ("", "empty"),
+    ],
+)
+def test_a_prompt_of_which_little_is_left_is_refused(tokenizer, text, message):
+    if "8 letters" in message:  # exactly half is enough
+        assert tokenizer.encode(text, 96).unknown == ("胸部所見",)
+        return
+    with pytest.raises(InputError, match=message):
+        tokenizer.encode(text, 96)
+
+
+def test_texts_of_training_are_read_however_little_is_known(tokenizer):
+    assert tokenizer.encode_batch(["胸部所見"], 8).shape == (1, 8)
+
+
+def test_what_a_vocabulary_holds_is_left_to_sentencepiece(tmp_path):
+    """A vocabulary that knows these characters reads them as SentencePiece does, unnormalised."""
+    sentences = [f"({side}) “effusion” — {n}%" for side in ("left", "right") for n in range(99)]
+    train_vocabulary(sentences, tmp_path / "own.model", 60)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "own.model"))
+    own = Tokenizer.load(tmp_path / "own.model")
+    for text in sentences[::20]:
+        assert own.encode(text, 96).ids.tolist() == [*processor.encode(text), EOS_ID]
+        assert own.encode(text, 96).unknown == ()

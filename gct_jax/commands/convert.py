@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gct_jax.config import CTViTConfig, ModelConfig, from_dict, literal, override
 from gct_jax.errors import ConfigError, InputError
-from gct_jax.files import replace_files_when_done
+from gct_jax.runtime.files import replace_files_when_done
+from gct_jax.runtime.stopping import deferred
 
 if TYPE_CHECKING:
     from gct_jax.interop.generatect.files import ReferenceFile
@@ -79,8 +80,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("give at least one of --ctvit, --transformer, --superres, --t5")
     assignments = _parse_assignments(arguments.set)
 
-    from gct_jax.interop.generatect.set_aside import write_set_aside
-    from gct_jax.model_folder import save_model
+    with deferred():
+        from gct_jax.interop.generatect.set_aside import write_set_aside
+        from gct_jax.model_folder import save_model
+        from gct_jax.runtime.numerics import prepare_jax
+
+    prepare_jax("gct")
 
     files = _use_one_ctvit(_read_files(arguments, assignments))
     config: dict[str, Any] = {}

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gct_jax.files import replace_files_when_done
+from gct_jax.runtime.files import replace_files_when_done
+from gct_jax.runtime.stopping import deferred
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
@@ -34,8 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
       GctError: the folder is unusable, lacks the part asked for, or is of a kind that the other
         program cannot run.
     """
-    from gct_jax.model_folder import demo_folder, load_model
+    with deferred():
+        from gct_jax.model_folder import demo_folder, load_model
+        from gct_jax.runtime.numerics import prepare_jax
 
+    prepare_jax("gct")
     model = load_model(arguments.model or demo_folder())
     write = {"generatect": _generatect, "t5x": _t5x, "huggingface": _huggingface}
     with replace_files_when_done(arguments.out) as folder:

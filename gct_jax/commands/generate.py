@@ -15,13 +15,15 @@ from gct_jax import __version__
 from gct_jax.commands.argument_types import count, seed_list, seed_number, weight
 from gct_jax.commands.prompt_table import Request, read_prompt_table
 from gct_jax.errors import InputError
-from gct_jax.files import replace_files_when_done
+from gct_jax.runtime.files import replace_files_when_done
+from gct_jax.runtime.stopping import check, deferred
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
     from gct_jax.sampling.cascade import Generated, Settings
     from gct_jax.text import TokenizedText
 
+FILES = ("volume.nii.gz", "preview.png", "metadata.json")
 EXAMPLE = "58 years old female: Large left pleural effusion. Cardiomegaly."
 
 
@@ -85,10 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
     """
     requests = read_requests(arguments)
 
-    from gct_jax.compilation_cache import enable_compilation_cache
-    from gct_jax.model_folder import demo_folder, load_model
+    with deferred():  # importing can swallow the exception of a signal
+        from gct_jax.model_folder import demo_folder, load_model
+        from gct_jax.runtime.numerics import prepare_jax
+        from gct_jax.sampling import cascade  # noqa: F401 - loads what is needed later
 
-    enable_compilation_cache()
+    prepare_jax("gct")
     model = load_model(arguments.model or demo_folder())
     settings, asked = read_settings(model, arguments)
     texts = [encode_prompt(model, request.prompt) for request in requests]
@@ -100,6 +104,9 @@ def run(arguments: argparse.Namespace) -> None:
     for text in dict.fromkeys(text.truncated_text for text in texts):
         if text:
             note(f"the prompt is too long; not read: '{text}'")
+    for words in dict.fromkeys(text.unknown for text in texts):
+        if words:
+            note(f"the model's vocabulary does not know: {', '.join(map(repr, words))}")
     room = min(arguments.batch, len(requests))
     for first in range(0, len(requests), room):
         rows = slice(first, first + room)
@@ -163,7 +170,7 @@ def encode_prompt(model: "Model", prompt: str) -> "TokenizedText":
     """Token ids of a prompt, as many as the model reads.
 
     Raises:
-      InputError: the prompt is empty.
+      InputError: nothing of the prompt can be read.
     """
     assert model.tokenizer and model.config.t5  # as require_generator has found
     return model.tokenizer.encode(prompt, model.config.t5.max_length)
@@ -180,6 +187,7 @@ def generate_batch(
     """Sample volumes together and write the three files of each, all of them or none."""
     import jax
 
+    from gct_jax.random_keys import GENERATOR
     from gct_jax.sampling.cascade import generate_volumes
 
     start = time.perf_counter()
@@ -188,7 +196,7 @@ def generate_batch(
         writers = []
         for request in requests:
             writer = unfinished.enter_context(contextlib.ExitStack())
-            folder = writer.enter_context(replace_files_when_done(request.folder))
+            folder = writer.enter_context(replace_files_when_done(request.folder, FILES))
             writers.append((writer, folder))
         with progress_bars() as on_progress:
             volumes = generate_volumes(
@@ -206,13 +214,15 @@ def generate_batch(
         ):
             metadata = {
                 "prompt": request.prompt,
-                "prompt_not_read": text.truncated_text,
+                "prompt_not_read": " ".join([*text.unknown, text.truncated_text]).strip(),
+                "prompt_unknown": text.unknown,
                 "seed": request.seed,
                 **settings._asdict(),
                 "slices_asked": asked,
                 "batch": len(requests),
                 "model": {"name": model.config.name, "sha256": model.sha256},
                 "device": device_name(),
+                "random_generator": GENERATOR,
                 "versions": versions(),
             }
             write_volume_files(folder, made, metadata, sampled)
@@ -263,6 +273,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     bars: dict[str, tqdm] = {}
 
     def on_progress(stage: str, done: int, total: int) -> None:
+        check()
         if stage not in bars:
             bars[stage] = tqdm(desc=f"{stage:8}", total=total, unit=units[stage])
         bars[stage].update(done - bars[stage].n)

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,11 @@ def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
     if "prompt" not in columns:
         raise InputError(f"{path} has no column 'prompt'; its columns are {columns}")
+    twice = [column for column, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{path} has {columns.count(twice[0])} columns named '{twice[0]}'; keep one"
+        )
     if not rows:
         raise InputError(f"{path} holds no prompts")
     requests: dict[str, Request] = {}

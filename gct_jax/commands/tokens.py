@@ -24,7 +24,7 @@ import numpy as np
 
 from gct_jax.config import ModelConfig, to_dict
 from gct_jax.errors import InputError, ModelFolderError
-from gct_jax.files import replace_when_done, require_file
+from gct_jax.runtime.files import replace_when_done, require_file
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
@@ -180,8 +180,8 @@ def covering_grid(config: ModelConfig, shape: Shape, spacing_mm: Spacing) -> tup
 
 def open_model(folder: Path | None) -> "Model":
     """The model in `folder`, by default the demo model, with the compilation cache on."""
-    from gct_jax.compilation_cache import enable_compilation_cache
     from gct_jax.model_folder import demo_folder, load_model
+    from gct_jax.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     return load_model(folder or demo_folder())

@@ -18,6 +18,7 @@ from gct_jax.interop.weight_files import (
     write_safetensors,
 )
 from gct_jax.models.t5 import BUCKETS, MAX_DISTANCE, T5Encoder
+from gct_jax.random_keys import random_key
 from gct_jax.text import EOS_ID, PAD_ID
 
 # Fields of `config.json` whose value the encoder has built in.
@@ -96,7 +97,7 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
     """
     names = _names(config)
     init = T5Encoder(**module_fields(config)).init
-    abstract = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    abstract = jax.eval_shape(init, random_key(0), jnp.zeros((1, 1), jnp.int32))
     params = {}
     for path, leaf in flatten_dict(abstract["params"], sep="/").items():
         name = names[path]

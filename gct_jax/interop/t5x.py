@@ -25,6 +25,7 @@ from gct_jax.errors import ModelFolderError
 from gct_jax.interop.weight_files import as_float32
 from gct_jax.interop.zarr_arrays import read_zarr, write_zarr
 from gct_jax.models.t5 import BUCKETS, T5Encoder
+from gct_jax.random_keys import random_key
 
 INDEX = "checkpoint"
 TARGET = ("optimizer", "target")
@@ -61,7 +62,7 @@ def t5_from_t5x(path: str | Path, max_length: int = 256) -> tuple[T5Config, dict
     }
     config = _config(index, flat, max_length)
     init = T5Encoder(**module_fields(config)).init
-    abstract = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    abstract = jax.eval_shape(init, random_key(0), jnp.zeros((1, 1), jnp.int32))
     expected = {k: x.shape for k, x in flatten_dict(abstract["params"], sep="/").items()}
     for name in sorted(expected | flat):
         shape = flat[name].shape if name in flat else "nothing"

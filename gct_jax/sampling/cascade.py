@@ -20,10 +20,12 @@ import numpy as np
 
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
-from gct_jax.host import give_back_freed_memory, usable_cores
 from gct_jax.model_folder import Model
 from gct_jax.models import ctvit as tokenizer
 from gct_jax.parts import build_part, has_part
+from gct_jax.random_keys import random_key
+from gct_jax.runtime.host import give_back_freed_memory, usable_cores
+from gct_jax.runtime.numerics import fixed_numerics
 from gct_jax.sampling.programs import (
     Program,
     Prompts,
@@ -159,9 +161,22 @@ def generate_volumes(
     Raises:
       ModelFolderError: the model lacks a part (see `require_generator`).
     """
+    with fixed_numerics():
+        return _generate(model, text_ids, seeds, settings, on_progress, room, stepwise)
+
+
+def _generate(
+    model: Model,
+    text_ids: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    settings: Settings,
+    on_progress: Progress,
+    room: int,
+    stepwise: bool,
+) -> list[Generated]:
     config = model.config
     require_generator(config, settings.superres)
-    key_list = [jax.random.key(seed) for seed in seeds]
+    key_list = [random_key(seed) for seed in seeds]
     seconds: dict[str, float] = {}
     low = sample_low_resolution(
         model, text_ids, key_list, settings, on_progress, seconds, room=room, stepwise=stepwise

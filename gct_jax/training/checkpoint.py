@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from gct_jax.errors import GctError
+from gct_jax.random_keys import wrapped_key
 from gct_jax.training.state import TrainState
 
 _TREES = ("params", "ema", "opt_state", "extra")
@@ -67,7 +68,7 @@ class Checkpoints:
             step=jax.device_put(
                 jax.numpy.int32(restored["progress"]["step"]), abstract.step.sharding
             ),
-            key=jax.random.wrap_key_data(restored["rng"]["key_data"]),
+            key=wrapped_key(restored["rng"]["key_data"]),
             **{name: restored[name] for name in trees},
         )
 

@@ -24,6 +24,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.models.ctvit import CTViT, to_patches
 from gct_jax.models.quantizer import l2_normalize
 from gct_jax.parts import build_part, init_part
+from gct_jax.random_keys import random_key
 from gct_jax.training.config import TrainConfig
 
 TRANSFORMERS = ("encoder_spatial", "encoder_temporal", "decoder_temporal", "decoder_spatial")
@@ -55,7 +56,7 @@ def principal_variables(config: TrainConfig, volumes: np.ndarray) -> dict[str, A
     """Fresh variables of the run's CT-ViT with the parameters of `principal_start`; `config` is one
     that `check_principal_start` accepts."""
     network = build_part(config.model, "ctvit")
-    variables = init_part(config.model, "ctvit", jax.random.key(config.loop.seed))
+    variables = init_part(config.model, "ctvit", random_key(config.loop.seed))
     return {**variables, "params": principal_start(network, variables["params"], volumes)}
 
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from gct_jax.errors import ConfigError
+from gct_jax.random_keys import random_key
 from gct_jax.sharding import make_mesh, shard_batch, state_shardings
 from gct_jax.training.checkpoint import Checkpoints
 from gct_jax.training.config import LoopConfig
@@ -68,7 +69,7 @@ def train(
     """
     # --- Devices: shapes first, then the layout, then the arrays themselves
     mesh = fitting_mesh(config)
-    root_key = jax.random.key(config.seed)
+    root_key = random_key(config.seed)
     abstract = jax.eval_shape(stage.init_state, root_key, pretrained)
     shardings = state_shardings(abstract, mesh)
     train_step = jitted_train_step(stage, shardings, mesh)
@@ -160,7 +161,7 @@ def evaluate(
     eval_step: Callable, state: TrainState, held_out: Sequence[Batch], mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
     """Mean metrics over the held-out batches; batch i always draws from the same key."""
-    key = jax.random.key(0)
+    key = random_key(0)
     results = [
         (i, eval_step(state, shard_batch(batch, mesh), jax.random.fold_in(key, i)))
         for i, batch in enumerate(held_out)

@@ -13,6 +13,7 @@ from gct_jax.config import ModelConfig, SamplingConfig, from_dict, to_dict
 from gct_jax.errors import ConfigError
 from gct_jax.model_folder import load_model
 from gct_jax.parts import CONFIG_FIELD, PARTS, has_part
+from gct_jax.random_keys import random_key
 from gct_jax.sharding import make_mesh, state_shardings
 from gct_jax.training.checkpoint import Checkpoints
 from gct_jax.training.config import TrainConfig
@@ -90,7 +91,7 @@ def load_parts(folder: Path) -> Parts:
             model.config, variables, model.tokenizer.model_bytes if model.tokenizer else None
         )
     config = read_config(folder)
-    abstract = jax.eval_shape(make_stage(config).init_state, jax.random.key(0), {})
+    abstract = jax.eval_shape(make_stage(config).init_state, random_key(0), {})
     mesh = make_mesh((1, 1, 1), jax.local_devices()[:1])
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state = checkpoints.restore(with_shardings(abstract, state_shardings(abstract, mesh)))

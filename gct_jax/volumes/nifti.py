@@ -25,7 +25,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 
 from gct_jax.errors import InputError
-from gct_jax.files import replace_when_done, require_file
+from gct_jax.runtime.files import replace_when_done, require_file
 
 INTERNAL_AXES = "SPL"  # [depth, height, width]
 LOWEST_HU = -1024.0  # scanners mark voxels outside the field of view by less, down to -8192

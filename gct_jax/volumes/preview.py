@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
 
 WIDTH_PX = 1200

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError
-from gct_jax.exit_codes import exit_code
-from gct_jax.files import replace_when_done
-from gct_jax.host import usable_cores
+from gct_jax.runtime.exit_codes import exit_code
+from gct_jax.runtime.files import replace_when_done
+from gct_jax.runtime.host import usable_cores
 from launch.benchmark.cases import CEILING, SIZES, Case, choose
 from launch.benchmark.chart import save_chart
 from launch.benchmark.process import Limits, machine_memory, run_job

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gct_jax.files import replace_when_done
+from gct_jax.runtime.files import replace_when_done
 
 WIDTH, LABEL, PANEL, ROW, TOP = 1500, 330, 520, 46, 78
 BAR = 17

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gct_jax.host import give_back_freed_memory
+from gct_jax.runtime.host import give_back_freed_memory
 from launch.benchmark import measure
 from launch.benchmark.cases import CEILING, Case, choose
 

@@ -25,7 +25,7 @@ PROMPT = "58 years old female: Cardiomegaly."
 def compilation():
     """Compile quickly, and keep nothing: the subprocess below shows that the cache works."""
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
-        patch.setattr("gct_jax.compilation_cache.enable_compilation_cache", lambda: None)
+        patch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
         yield
 
 
@@ -87,6 +87,7 @@ def test_metadata_and_preview(made, model):
     assert found["model"] == {"name": "tiny", "sha256": load_model(model).sha256}
     assert {"text", "tokens", "decode", "superres", "write", "total"} == set(found["seconds"])
     assert {"gct_jax", "python", "jax", "flax"} <= set(found["versions"])
+    assert (found["prompt_unknown"], found["random_generator"]) == ([], "threefry2x32")
     with Image.open(made / "preview.png") as picture:
         assert min(picture.size) > 300
 
@@ -124,6 +125,26 @@ def test_at_temperature_0_every_seed_takes_the_likeliest_tokens(model, tmp_path)
         for temperature in ("0", "30")
     ]
     assert equal == [True, False]
+
+
+def test_what_the_vocabulary_lacks_is_told(model, tmp_path, capsys):
+    prompt = "58 years old female: Large (left) effusion, 胸部 50%"
+    arguments = ["generate", prompt, "--model", str(model)]
+    assert main([*arguments, "--no-superres", "--out", str(tmp_path / "out")]) == 0
+    assert "does not know: '胸部', '%'" in capsys.readouterr().err
+    found = metadata(tmp_path / "out")
+    assert found["prompt_unknown"] == ["胸部", "%"]
+    assert found["prompt_not_read"].startswith("胸部 %")
+
+
+def test_a_file_that_cannot_be_replaced_is_found_out_first(made, model, tmp_path, capsys):
+    out = shutil.copytree(made, tmp_path / "out")
+    (out / "preview.png").unlink()
+    (out / "preview.png").mkdir()
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    line = refused(capsys, ["generate", "Effusion.", "--model", model, "--out", out])
+    assert "preview.png: it is a folder" in line
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
 def test_one_slice(model, tmp_path):
@@ -252,6 +273,8 @@ def test_bad_options(capsys, arguments, message, tmp_path, monkeypatch):
     "options, message",
     [
         (["  "], "the prompt is empty"),
+        (["\udce9dema of the left lung"], "not valid UTF-8"),
+        (["\u80f8\u90e8"], "knows 0 of the prompt's 2 letters"),
         ([PROMPT, "--slices", "13"], "13 slices are more than model 'tiny' holds: at most 11"),
     ],
 )
@@ -296,6 +319,8 @@ def test_output_that_cannot_be_written(capsys, model, tmp_path):
         (b"prompt,name\nabc,..\n", "line 2: name '..' is"),
         (b"prompt,seed\nabc,x\n", "line 2: seed 'x' is not a whole number"),
         (b"prompt,seed\nabc," + b"9" * 5000 + b"\n", "line 2: seed '999"),
+        (b"prompt,prompt\nabc,def\n", "has 2 columns named 'prompt'"),
+        (b"prompt,seed,name,seed\nabc,1,a,2\n", "has 2 columns named 'seed'"),
         (b"prompt\n\xff\xfe\n", "is not a CSV file in UTF-8"),
         (b'prompt\n"abc\n', "is not a CSV file"),
     ],

@@ -28,7 +28,7 @@ SPACING_MM = (2.5, 2.0, 4.0)  # 75 x 52 x 80 mm; the tiny model's field is 80 x 
 @pytest.fixture(scope="module", autouse=True)
 def compilation():
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
-        patch.setattr("gct_jax.compilation_cache.enable_compilation_cache", lambda: None)
+        patch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
         yield
 
 

@@ -58,7 +58,7 @@ def compilation():
 
 def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
-    monkeypatch.setattr("gct_jax.compilation_cache.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
     monkeypatch.setattr(evaluate_demo, "SWAP_SEEDS", 2)
     out = tmp_path / "out"
     arguments = ["--model", str(model), "--out", str(out), "--prompts", "3", "--superres", "1"]

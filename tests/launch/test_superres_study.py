@@ -126,7 +126,7 @@ def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys)
     model = save_tiny_model(tmp_path / "tiny")
     monkeypatch.setattr(superres_study, "NOISE_DEPTHS_MM", (0.0, 30.0))
     monkeypatch.setattr(superres_study, "STEPS", (2, 4, 3))
-    monkeypatch.setattr("gct_jax.compilation_cache.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
     arguments = ["--model", str(model), "--out", str(tmp_path / "out"), "--cases", "1"]
     sizes = ["--fine-steps", "8", "--depth-slices", "3"]
     assert superres_study.main([*arguments, *sizes]) == 0

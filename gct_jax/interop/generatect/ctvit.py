@@ -24,6 +24,7 @@ from gct_jax.interop.generatect.layout import (
 )
 from gct_jax.models.discriminator import Discriminator
 from gct_jax.parts import abstract_variables
+from gct_jax.random_keys import random_key
 
 TRANSFORMERS = {
     "encoder_spatial": "enc_spatial_transformer",
@@ -167,7 +168,7 @@ def discriminator_from_reference(state: State, prefix: str = "discr.") -> tuple[
 def discriminator_layout(base_dim: int, channels: int = 1) -> Layout:
     """Which tensor of the reference holds which variable of `Discriminator`."""
     images = jax.ShapeDtypeStruct((1, 128, 128, channels), jnp.float32)
-    abstract = jax.eval_shape(Discriminator(base_dim).init, jax.random.key(0), images)
+    abstract = jax.eval_shape(Discriminator(base_dim).init, random_key(0), images)
     return Layout.of(abstract, _discriminator_entries(abstract["params"]))
 
 

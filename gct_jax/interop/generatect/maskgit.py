@@ -26,6 +26,7 @@ from gct_jax.interop.generatect.layout import (
 from gct_jax.interop.generatect.transformer import dense, position_bias, transformer
 from gct_jax.models.critics import TokenCritic
 from gct_jax.parts import abstract_variables
+from gct_jax.random_keys import random_key
 
 
 def maskgit_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
@@ -85,7 +86,7 @@ def token_critic_layout(config: MaskGitConfig) -> Layout:
     context = None if config.context_dim is None else jnp.zeros((1, 1, config.context_dim))
     init = TokenCritic(**module_fields(config)).init
     entries = [*_entries(config), *dense("params.to_score", "to_logits.0")]
-    return Layout.of(jax.eval_shape(init, jax.random.key(0), ids, context), entries)
+    return Layout.of(jax.eval_shape(init, random_key(0), ids, context), entries)
 
 
 def self_critic_layout(config: MaskGitConfig) -> Layout:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gct_jax.host import give_back_freed_memory, usable_cores
+from gct_jax.runtime.host import give_back_freed_memory, usable_cores
 
 PIECES, BYTES = 40_000, 4096
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from gct_jax.compilation_cache import cache_folder, enable_compilation_cache
+from gct_jax.runtime.compilation_cache import cache_folder, enable_compilation_cache
 
 
 def test_folder_follows_the_environment(monkeypatch):

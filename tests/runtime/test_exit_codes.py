@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gct_jax.errors import InputError
-from gct_jax.exit_codes import exit_code
+from gct_jax.runtime.exit_codes import exit_code
 
 
 def raising(error):
