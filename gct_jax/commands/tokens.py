@@ -8,6 +8,10 @@ The file of ids is an `.npz` with
     shape             (depth, height, width) of the CT itself
     affine            [4, 4] from those indices to RAS+ millimetres
     stored_axes       directions of the three axes in the CT's file, e.g. "LAS"
+    stored_order      int [3, 2], which axis of the file each axis is, and 1 or -1 for its direction
+    form_code         NIfTI's code of the placement that was used; 0: the file states none
+    metadata          JSON: name of the file, the placement that was used, notes on what was not
+                      read as it stands
     tokenizer_sha256  which CT-ViT gives the ids their meaning
 """
 
@@ -15,20 +19,22 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gct_jax.commands.ct_options import add_ct_options, read_ct
 from gct_jax.config import ModelConfig, to_dict
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.runtime.files import replace_when_done, require_file
+from gct_jax.runtime.stopping import deferred
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
 
+MOST_SLICES = 4096
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
@@ -42,6 +48,9 @@ class EncodedCT(NamedTuple):
     shape: Shape
     affine: np.ndarray
     stored_axes: str
+    stored_order: np.ndarray
+    form_code: int
+    metadata: str
     tokenizer_sha256: str
 
 
@@ -55,9 +64,10 @@ def add_parser(subparsers: Any) -> None:
         help="CT to token ids",
         description="Resamples a whole CT to the model's grid and writes its token ids.",
     )
-    encode.add_argument("ct", type=Path, help="CT in Hounsfield units, .nii or .nii.gz")
+    encode.add_argument("ct", type=Path, help="CT in Hounsfield units, .nii, .nii.gz or .hdr/.img")
     encode.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
     encode.add_argument("--model", type=Path, help="model folder (the demo model)")
+    add_ct_options(encode)
     encode.set_defaults(run=run_encode)
 
     decode = actions.add_parser(
@@ -82,16 +92,12 @@ def run_encode(arguments: argparse.Namespace) -> None:
     Raises:
       GctError: bad input; nothing was written.
     """
-    from gct_jax.volumes.nifti import read_volume
-
     require_suffix(arguments.out, ".npz")
-    ct = read_volume(arguments.ct)
-    if not ct.oriented:
-        print(
-            f"gct: note: {arguments.ct} states no orientation; taking its axes for "
-            f"{ct.stored_axes}, as NIfTI does",
-            file=sys.stderr,
-        )
+    with deferred():
+        from gct_jax.runtime.numerics import prepare_jax
+
+    prepare_jax("gct")
+    ct = read_ct(arguments.ct, arguments)
     model = open_model(arguments.model)
 
     import jax
@@ -116,6 +122,11 @@ def run_encode(arguments: argparse.Namespace) -> None:
             shape,
             ct.affine,
             ct.stored_axes,
+            ct.stored_order,
+            ct.form_code,
+            json.dumps(
+                {"file": arguments.ct.name, "placement": ct.form, "notes": ct.notes},
+            ),
             tokenizer_sha256(model),
         ),
     )
@@ -133,27 +144,42 @@ def run_decode(arguments: argparse.Namespace) -> None:
     """
     require_suffix(arguments.out, ".nii", ".nii.gz")
     encoded = read_encoded(arguments.ids)
+    with deferred():
+        from gct_jax.runtime.numerics import prepare_jax
+
+    prepare_jax("gct")
     model = open_model(arguments.model)
 
     import jax
 
     from gct_jax.parts import build_part
+    from gct_jax.volumes.grid import affine_spacing, regrid_affine
     from gct_jax.volumes.intensity import from_unit
-    from gct_jax.volumes.nifti import affine_spacing, regrid_affine, write_placed_volume
+    from gct_jax.volumes.nifti import write_placed_volume
     from gct_jax.volumes.resample import resample
 
     ctvit = build_part(model.config, "ctvit")
     require_same_tokenizer(arguments.ids, encoded, model)
     decode = jax.jit(lambda variables, ids: ctvit.apply(variables, ids, method=ctvit.decode))
     volume_hu = from_unit(decode(model.variables("ctvit"), encoded.ids[None])[0, ..., 0])
-    affine, axes, spacing_mm = encoded.affine, encoded.stored_axes, affine_spacing(encoded.affine)
+    affine, spacing_mm = encoded.affine, affine_spacing(encoded.affine)
+    # Readers give a file without orientation the axes they like, so it keeps those it came in.
+    order = None if arguments.model_grid and encoded.form_code else encoded.stored_order
     if arguments.model_grid:
-        spacing_mm, axes = encoded.grid_spacing_mm, "RAS"
+        spacing_mm = encoded.grid_spacing_mm
         affine = regrid_affine(affine, encoded.shape, encoded.grid_shape, spacing_mm)
     else:
         volume_hu = resample(volume_hu, encoded.grid_spacing_mm, encoded.shape, spacing_mm)
-    write_placed_volume(arguments.out, np.asarray(volume_hu), affine, axes)
-    print(f"{arguments.out}: {by(volume_hu.shape)} voxels of {by(spacing_mm)} mm")
+    unstated = "" if encoded.form_code else ", orientation not stated"
+    write_placed_volume(
+        arguments.out,
+        np.asarray(volume_hu),
+        affine,
+        order,
+        encoded.form_code,
+        description=f"decoded by gct_jax{unstated}",
+    )
+    print(f"{arguments.out}: {by(volume_hu.shape)} voxels of {by(spacing_mm)} mm{unstated}")
 
 
 def covering_grid(config: ModelConfig, shape: Shape, spacing_mm: Spacing) -> tuple[Shape, Spacing]:
@@ -167,6 +193,9 @@ def covering_grid(config: ModelConfig, shape: Shape, spacing_mm: Spacing) -> tup
       config: the model; needs a ctvit.
       shape: (depth, height, width) of the CT.
       spacing_mm: its spacing along the same axes.
+
+    Raises:
+      InputError: the CT is longer than `MOST_SLICES` slices.
     """
     assert config.ctvit  # build_part has looked
     grid, patch = config.volume, config.ctvit.temporal_patch_size
@@ -174,16 +203,19 @@ def covering_grid(config: ModelConfig, shape: Shape, spacing_mm: Spacing) -> tup
     # 1e-6: a field of exactly the model's length shall not gain slices by rounding
     slices = math.ceil(depth_mm / grid.slice_spacing_mm - 1e-6)
     slices = 1 + math.ceil((slices - 1) / patch) * patch
+    if slices > MOST_SLICES:
+        raise InputError(
+            f"the CT is {depth_mm:,.0f} mm long, which asks for {slices:,} slices of "
+            f"{grid.slice_spacing_mm:g} mm, more than {MOST_SLICES:,}; cut it, or state --spacing"
+        )
     pixel_mm = max(grid.pixel_spacing_mm, max(height_mm, width_mm) / grid.image_size)
     return (slices, grid.image_size, grid.image_size), (grid.slice_spacing_mm, pixel_mm, pixel_mm)
 
 
 def open_model(folder: Path | None) -> "Model":
-    """The model in `folder`, by default the demo model, with the compilation cache on."""
+    """The model in `folder`, by default the demo model."""
     from gct_jax.model_folder import demo_folder, load_model
-    from gct_jax.runtime.compilation_cache import enable_compilation_cache
 
-    enable_compilation_cache()
     return load_model(folder or demo_folder())
 
 
@@ -235,11 +267,17 @@ def read_encoded(path: Path) -> EncodedCT:
             shape=tuple(arrays["shape"].tolist()),
             affine=arrays["affine"],
             stored_axes=str(arrays["stored_axes"]),
+            stored_order=arrays["stored_order"],
+            form_code=int(arrays["form_code"]),
+            metadata=str(arrays["metadata"]),
             tokenizer_sha256=str(arrays["tokenizer_sha256"]),
         )
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} was not written by `tokens encode`, or is damaged") from error
-    if encoded.ids.ndim != 3 or encoded.ids.dtype != np.int32 or encoded.affine.shape != (4, 4):
+        raise InputError(
+            f"{path} was not written by `tokens encode` of this version, or is damaged"
+        ) from error
+    shapes = (encoded.affine.shape, encoded.stored_order.shape)
+    if encoded.ids.ndim != 3 or encoded.ids.dtype != np.int32 or shapes != ((4, 4), (3, 2)):
         raise InputError(
             f"{path} was not written by `tokens encode`: its arrays are of other kinds"
         )

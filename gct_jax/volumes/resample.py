@@ -57,3 +57,43 @@ def _resample(
         shifted, new_shape, (0, 1, 2), scale, translation, method="linear", antialias=True
     )
     return resampled + fill
+
+
+def resample_to_affine(
+    volume_hu: np.ndarray | jax.Array,
+    affine: np.ndarray,
+    new_affine: np.ndarray,
+    new_shape: tuple[int, int, int],
+    fill: float = AIR_HU,
+) -> jax.Array:
+    """Linear interpolation between two grids of about the same spacing, wherever they lie.
+
+    Args:
+      volume_hu: [depth, height, width], any real type.
+      affine: [4, 4] from its indices to millimetres; need not be orthogonal.
+      new_affine: the same of the result.
+      new_shape: (depth, height, width) of the result.
+      fill: value outside the old field.
+
+    Returns:
+      float32 [depth, height, width] of `new_shape`.
+    """
+    to_old = np.linalg.inv(affine) @ new_affine  # indices to indices
+    return _resample_slices(
+        jnp.asarray(volume_hu, jnp.float32), jnp.asarray(to_old, jnp.float32), new_shape, fill
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _resample_slices(
+    volume: jax.Array, to_old: jax.Array, new_shape: tuple[int, int, int], fill: float
+) -> jax.Array:
+    depth, height, width = new_shape
+    rows, columns = jnp.indices((height, width), dtype=jnp.float32)
+
+    def one_slice(index: jax.Array) -> jax.Array:  # a slice at a time, which bounds the memory
+        steps = [index * to_old[i, 0] + rows * to_old[i, 1] for i in range(3)]
+        places = [steps[i] + columns * to_old[i, 2] + to_old[i, 3] for i in range(3)]
+        return jax.scipy.ndimage.map_coordinates(volume, places, order=1, cval=fill)
+
+    return jax.lax.map(one_slice, jnp.arange(depth, dtype=jnp.float32))

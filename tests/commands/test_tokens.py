@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
@@ -18,10 +19,12 @@ from gct_jax.config import ModelConfig
 from gct_jax.model_folder import load_model, save_model
 from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part
+from gct_jax.volumes.grid import affine_spacing
 from gct_jax.volumes.intensity import from_unit
 from gct_jax.volumes.nifti import read_volume
 
 SHAPE = (30, 26, 20)
+SMALL = "--trust-spacing"
 SPACING_MM = (2.5, 2.0, 4.0)  # 75 x 52 x 80 mm; the tiny model's field is 80 x 80 x 45 mm
 
 
@@ -56,7 +59,7 @@ def files(model, scan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     ids, back, grid = (folder / name for name in ("ids.npz", "back.nii.gz", "grid.nii.gz"))
     chosen = ["--model", str(model)]
-    assert main(["tokens", "encode", str(scan), "--out", str(ids), *chosen]) == 0
+    assert main(["tokens", "encode", str(scan), "--out", str(ids), *chosen, SMALL]) == 0
     assert main(["tokens", "decode", str(ids), "--out", str(back), *chosen]) == 0
     assert main(["tokens", "decode", str(ids), "--out", str(grid), "--model-grid", *chosen]) == 0
     assert set(folder.iterdir()) == {ids, back, grid}
@@ -76,7 +79,7 @@ def refused(capsys, folder, *arguments):
 
 
 def test_file_of_ids(files, scan):
-    encoded, ct = read_encoded(files[0]), read_volume(scan)
+    encoded, ct = read_encoded(files[0]), read_volume(scan, trust_spacing=True)
     assert encoded.ids.shape == (5, 2, 2)
     assert encoded.ids.dtype == np.int32
     assert 0 <= encoded.ids.min() <= encoded.ids.max() < tiny_config().ctvit.codebook_size
@@ -125,7 +128,7 @@ def test_ids_do_not_depend_on_storage(files, model, scan, tmp_path, axes):
     transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(axes)))
     nib.save(image.as_reoriented(transform), tmp_path / "ct.nii")
     out = tmp_path / "ids.npz"
-    arguments = ["tokens", "encode", tmp_path / "ct.nii", "--out", out, "--model", model]
+    arguments = ["tokens", "encode", tmp_path / "ct.nii", "--out", out, "--model", model, SMALL]
     assert main([str(argument) for argument in arguments]) == 0
     encoded, first = read_encoded(out), read_encoded(files[0])
     np.testing.assert_array_equal(encoded.ids, first.ids)
@@ -181,7 +184,7 @@ def test_bad_scans_and_names(model, scan, tmp_path, capsys):
     flat, grey = tmp_path / "flat.nii", tmp_path / "grey.nii"
     nib.save(nib.Nifti1Image(np.zeros((8, 8), np.int16), np.eye(4)), flat)
     nib.save(nib.Nifti1Image(np.arange(216).reshape(6, 6, 6).astype(np.uint8), np.eye(4)), grey)
-    out = ["--out", tmp_path / "ids.npz", "--model", model]
+    out = ["--out", tmp_path / "ids.npz", "--model", model, SMALL]
     assert "not one 3-D volume" in refused(capsys, tmp_path, "encode", flat, *out)
     assert "not HU" in refused(capsys, tmp_path, "encode", grey, *out)
     assert "no such file" in refused(capsys, tmp_path, "encode", tmp_path / "absent.nii", *out)
@@ -202,15 +205,6 @@ def test_bad_files_of_ids(files, model, tmp_path, capsys):
     assert "no such file" in refused(capsys, tmp_path, "decode", tmp_path / "absent.npz", *out)
     wrong = tmp_path / "back.png"
     assert "must end in .nii" in refused(capsys, tmp_path, "decode", files[0], "--out", wrong)
-
-
-def test_a_scan_without_orientation_is_mentioned(model, tmp_path, capsys):
-    image = nib.Nifti1Image(np.linspace(-1000, 400, 512).reshape(8, 8, 8).astype(np.int16), None)
-    nib.save(image, tmp_path / "ct.nii")
-    out = str(tmp_path / "ids.npz")
-    arguments = [str(tmp_path / "ct.nii"), "--out", out, "--model", str(model)]
-    assert main(["tokens", "encode", *arguments]) == 0
-    assert "states no orientation" in capsys.readouterr().err
 
 
 def test_real_ct(tmp_path):
@@ -247,3 +241,69 @@ def test_real_ct(tmp_path):
         flipped = np.flip(after, axis)
         assert match > 0.05 + np.corrcoef(before.ravel(), flipped.ravel())[0, 1]
     assert abs(np.median(after) - np.median(before)) < 100
+
+
+def chest(path, sform=1, qform=1, **changes):
+    """A CT of 320 x 320 x 40 mm in tissue and air."""
+    data = np.where(np.indices((16, 16, 10)).sum(0) % 5 < 2, -900, 40).astype(np.int16)
+    affine = np.diag([20.0, 20.0, 4.0, 1.0])
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=qform)
+    image.set_sform(affine @ changes.get("shear", np.eye(4)), code=sform)
+    nib.save(image, path)
+    return path
+
+
+def encoded_and_back(folder, model, path, *options):
+    ids, back, grid = (folder / name for name in ("ids.npz", "back.nii.gz", "grid.nii.gz"))
+    chosen = ["--model", str(model)]
+    assert main(["tokens", "encode", str(path), "--out", str(ids), *chosen, *options]) == 0
+    assert main(["tokens", "decode", str(ids), "--out", str(back), *chosen]) == 0
+    assert main(["tokens", "decode", str(ids), "--out", str(grid), "--model-grid", *chosen]) == 0
+    return read_encoded(ids), nib.load(back), nib.load(grid)
+
+
+def codes(image):
+    return int(image.header["sform_code"]), int(image.header["qform_code"])
+
+
+def test_a_scan_without_orientation_is_told_everywhere_and_comes_back_as_it_was(
+    model, tmp_path, capsys
+):
+    path = chest(tmp_path / "ct.nii", 0, 0)
+    encoded, back, grid = encoded_and_back(tmp_path, model, path)
+    assert "states no orientation" in capsys.readouterr().err
+    (note,) = json.loads(encoded.metadata)["notes"]
+    assert "taken for LAS" in note
+    assert (encoded.form_code, encoded.stored_axes) == (0, "LAS")
+    for image in (back, grid):
+        assert codes(image) == (0, 0)
+        assert b"orientation not stated" in image.header["descrip"].item()
+    np.testing.assert_allclose(back.affine, nib.load(path).affine)
+    assert [image.header.get_zooms()[2] for image in (back, grid)] == [4.0, 9.0]
+    refused(capsys, tmp_path, "encode", path, "--out", "x.npz", "--require-orientation")
+
+
+def test_the_code_of_the_placement_comes_back(model, tmp_path):
+    encoded, back, grid = encoded_and_back(tmp_path, model, chest(tmp_path / "ct.nii", 4, 0))
+    assert (codes(back), codes(grid)) == ((4, 4), (4, 4))
+    found = json.loads(encoded.metadata)
+    assert found == {"file": "ct.nii", "placement": "sform", "notes": []}
+
+
+def test_doubtful_scans_need_an_option(model, tmp_path, capsys):
+    shear = np.eye(4)
+    shear[1, 1] = 1.5
+    path = chest(tmp_path / "ct.nii", shear=shear)
+    out = ["--out", tmp_path / "ids.npz", "--model", model]
+    assert "disagree in spacing" in refused(capsys, tmp_path, "encode", path, *out)
+    assert encoded_and_back(tmp_path, model, path, "--form", "qform")[0].shape == (10, 16, 16)
+    encoded, back, _ = encoded_and_back(tmp_path, model, path, "--spacing", "5x20x20")
+    assert affine_spacing(encoded.affine) == pytest.approx((5, 20, 20))
+    assert back.header.get_zooms() == (20, 20, 5)
+    assert "5x20" in refused(capsys, tmp_path, "encode", path, *out, "--spacing", "5x20")
+    assert "above 0" in refused(capsys, tmp_path, "encode", path, *out, "--spacing", "5,0,5")
+    far = ["--spacing", "9999x20x20", "--trust-spacing"]
+    assert main(["tokens", "encode", str(path), *map(str, out), *far]) == 2
+    assert "more than 4,096" in capsys.readouterr().err

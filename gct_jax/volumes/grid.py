@@ -1,0 +1,98 @@
+"""Affines of voxel grids: [4, 4], from (depth, height, width) indices to RAS+ millimetres.
+
+Grids that this project resamples to or writes have orthogonal axes, because NIfTI's qform, DICOM
+and the readers of both know no others.
+"""
+
+import itertools
+
+import numpy as np
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+SLIGHT_SHEAR = 0.1  # of a voxel: what rounding in a header amounts to
+
+
+def affine_spacing(affine: np.ndarray) -> Spacing:
+    """Voxel spacing along the three axes of a [4, 4] affine, in the affine's unit."""
+    depth, height, width = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(depth), float(height), float(width)
+
+
+def centred_affine(shape: tuple[int, ...], spacing_mm: Spacing) -> np.ndarray:
+    """Affine [4, 4] of an unrotated internal-axes grid whose centre is the world's origin.
+
+    Args:
+      shape: (depth, height, width).
+      spacing_mm: distance between voxel centres along the same axes.
+    """
+    directions = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
+    return affine_about(np.zeros(3), directions * spacing_mm, shape)
+
+
+def regrid_affine(
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    new_shape: tuple[int, ...],
+    new_spacing_mm: Spacing,
+) -> np.ndarray:
+    """Affine of a grid with the same centre and axis directions as the grid (affine, shape)."""
+    steps = affine[:3, :3] / affine_spacing(affine) * new_spacing_mm
+    return affine_about(grid_centre(affine, shape), steps, new_shape)
+
+
+def grid_centre(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """World coordinates [3] of the middle of a grid."""
+    return affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
+
+
+def affine_about(centre: np.ndarray, steps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Affine of a grid with this centre [3] and these steps [3, 3] from voxel to voxel."""
+    affine = np.eye(4)
+    affine[:3, :3] = steps
+    affine[:3, 3] = centre - steps @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def orthogonal_steps(steps: np.ndarray) -> np.ndarray:
+    """Steps [3, 3] with orthogonal columns (Gram-Schmidt).
+
+    The slices stay as they are: width keeps its step, height what of its step is at right angles
+    to width, and depth becomes the distance between slices. So a tilted gantry is set upright.
+    """
+    result = np.array(steps, float)
+    for column, earlier in ((1, (2,)), (0, (2, 1))):
+        for other in earlier:
+            unit = result[:, other] / np.linalg.norm(result[:, other])
+            result[:, column] -= unit * (unit @ result[:, column])
+    return result
+
+
+def shear_mm(affine: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far a corner of the grid lies from that of the orthogonal grid with the same centre."""
+    corners = (np.array(list(itertools.product((-1, 1), repeat=3))) * (np.array(shape) - 1) / 2).T
+    moved = (affine[:3, :3] - orthogonal_steps(affine[:3, :3])) @ corners
+    return float(np.linalg.norm(moved, axis=0).max())
+
+
+def is_orthogonal(affine: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether the axes are at right angles, but for rounding."""
+    return shear_mm(affine, shape) <= SLIGHT_SHEAR * min(affine_spacing(affine))
+
+
+def orthogonal_grid(affine: np.ndarray, shape: Shape) -> tuple[np.ndarray, Shape]:
+    """Affine and shape of the orthogonal grid: the same one but for rounding, or, of a sheared
+    grid, one that covers all of it."""
+    steps, centre = orthogonal_steps(affine[:3, :3]), grid_centre(affine, shape)
+    if not is_orthogonal(affine, shape):
+        relative = np.linalg.inv(steps) @ affine[:3, :3]  # upper triangular but for the order
+        extent = np.abs(relative) @ np.array(shape)
+        depth, height, width = (max(2, int(n)) for n in np.ceil(extent - 1e-3))
+        shape = (depth, height, width)
+    return affine_about(centre, steps, shape), shape
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """The largest angle between an axis of the grid and the anatomical one it is taken for."""
+    cosines = np.abs(affine[:3, :3] / affine_spacing(affine)).max(axis=0)
+    return float(np.degrees(np.arccos(cosines.clip(0, 1)).max()))
