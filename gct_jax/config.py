@@ -12,111 +12,75 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from gct_jax.errors import ConfigError
+from gct_jax.ranges import Checked, choice, number
 
 T = TypeVar("T")
 
 SUPERRES_SOLVERS = ("ancestral", "dpm++", "sde-dpm++")  # see gct_jax.sampling.diffusion_solvers
-NOT_A_MODULE_FIELD = {"module": False}
-
-
-def require_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")
-
-
-def require_positive(config: Any, *names: str) -> None:
-    """Raise ConfigError unless every named field is above zero."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            where = f"{type(config).__name__}.{name}"
-            raise ConfigError(f"{where} = {value!r} must be a number above 0")
+SCHEDULES = ("cosine", "linear")
+MOST_STEPS = 100_000
+LARGEST_WEIGHT = 1000.0  # of guidance, and the highest temperature
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class VolumeConfig:
+class VolumeConfig(Checked):
     """Geometry of the low-resolution volume that CT-ViT reads and writes."""
 
-    slices: int = 201
-    image_size: int = 128
-    slice_spacing_mm: float = 1.5
-    pixel_spacing_mm: float = 3.0
+    slices: int = number(201, least=1)
+    image_size: int = number(128, least=1)
+    slice_spacing_mm: float = number(1.5, above=0)
+    pixel_spacing_mm: float = number(3.0, above=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class CTViTConfig:
+class CTViTConfig(Checked):
     """CT-ViT: see `gct_jax.models.ctvit.CTViT`. The last three options are named quirks:
     published weights need "bidirectional", "interleaved" and "both" (reference Q3, Q1, 3.1)."""
 
-    channels: int = 1
-    dim: int = 512
-    codebook_size: int = 8192
-    patch_size: int = 16
-    temporal_patch_size: int = 2
-    spatial_depth: int = 4
-    temporal_depth: int = 4
-    heads: int = 8
-    dim_head: int = 32
-    temporal_attention: str = "causal"
-    temporal_peg: str = "grid"
-    patch_norm: str = "output"
-
-    def __post_init__(self):
-        require_choice("temporal_attention", self.temporal_attention, ("causal", "bidirectional"))
-        require_choice("patch_norm", self.patch_norm, ("output", "both"))
-        require_choice("temporal_peg", self.temporal_peg, ("grid", "interleaved"))
-        require_positive(
-            self,
-            "channels",
-            "dim",
-            "codebook_size",
-            "patch_size",
-            "temporal_patch_size",
-            "spatial_depth",
-            "temporal_depth",
-            "heads",
-            "dim_head",
-        )
+    channels: int = number(1, least=1)
+    dim: int = number(512, least=1)
+    codebook_size: int = number(8192, least=1)
+    patch_size: int = number(16, least=1)
+    temporal_patch_size: int = number(2, least=1)
+    spatial_depth: int = number(4, least=1)
+    temporal_depth: int = number(4, least=1)
+    heads: int = number(8, least=1)
+    dim_head: int = number(32, least=1)
+    temporal_attention: str = choice("causal", ("causal", "bidirectional"))
+    temporal_peg: str = choice("grid", ("grid", "interleaved"))
+    patch_norm: str = choice("output", ("output", "both"))
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGitConfig:
+class MaskGitConfig(Checked):
     """MaskGIT and its critics: see `gct_jax.models.maskgit.MaskGit` and
     `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text conditioning."""
 
-    num_tokens: int = 8192
-    max_sequence_length: int = 10000
-    dim: int = 512
-    context_dim: int | None = 768
-    depth: int = 6
-    heads: int = 8
-    dim_head: int = 64
-
-    def __post_init__(self):
-        optional = {"context_dim"} if self.context_dim is None else set()
-        names = {field.name for field in dataclasses.fields(self)}
-        require_positive(self, *sorted(names - optional))
+    num_tokens: int = number(8192, least=1)
+    max_sequence_length: int = number(10000, least=1)
+    dim: int = number(512, least=1)
+    context_dim: int | None = number(768, least=1)
+    depth: int = number(6, least=1)
+    heads: int = number(8, least=1)
+    dim_head: int = number(64, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(Checked):
     """T5 1.1 encoder: see `gct_jax.models.t5.T5Encoder`. `max_length` counts tokens with EOS."""
 
-    vocab_size: int = 32128
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    dim_head: int = 64
-    mlp_dim: int = 2048
-    max_length: int = dataclasses.field(default=256, metadata=NOT_A_MODULE_FIELD)
-
-    def __post_init__(self):
-        require_positive(self, *(field.name for field in dataclasses.fields(self)))
+    vocab_size: int = number(32128, least=3)
+    dim: int = number(768, least=1)
+    depth: int = number(12, least=1)
+    heads: int = number(12, least=1)
+    dim_head: int = number(64, least=1)
+    mlp_dim: int = number(2048, least=1)
+    max_length: int = number(256, least=2, module=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Checked):
     """Super-resolution U-Net: see `gct_jax.models.unet.UNet`.
 
     Tuples named after layers, `num_resnet_blocks` and `resnet_groups` have one entry per level,
@@ -127,35 +91,35 @@ class UNetConfig:
     `cross_embed_downsample_kernel_sizes` None space-to-depth. `text_embed_dim` None: no text.
     """
 
-    dim: int = 64
-    init_dim: int | None = None
-    cond_dim: int | None = None
-    channels: int = 1
-    channels_out: int | None = None
-    dim_mults: tuple[int, ...] = (1, 2, 4)
-    num_resnet_blocks: tuple[int, ...] = (2, 2, 2)
-    layer_attns: tuple[str, ...] = ("none", "none", "none")
-    layer_attns_depth: tuple[int, ...] = (1, 1, 1)
+    dim: int = number(64, least=1)
+    init_dim: int | None = number(None, least=1)
+    cond_dim: int | None = number(None, least=1)
+    channels: int = number(1, least=1)
+    channels_out: int | None = number(None, least=1)
+    dim_mults: tuple[int, ...] = number((1, 2, 4), least=1)
+    num_resnet_blocks: tuple[int, ...] = number((2, 2, 2), least=0)
+    layer_attns: tuple[str, ...] = choice(("none", "none", "none"), ("none", "full", "linear"))
+    layer_attns_depth: tuple[int, ...] = number((1, 1, 1), least=1)
     layer_cross_attns: tuple[bool, ...] = (True, True, True)
     use_linear_cross_attn: bool = False
     attend_at_middle: bool = False
-    attn_heads: int = 8
-    attn_dim_head: int = 64
-    mid_cross_attn_heads: int = 8
-    mid_cross_attn_dim_head: int = 64
+    attn_heads: int = number(8, least=1)
+    attn_dim_head: int = number(64, least=1)
+    mid_cross_attn_heads: int = number(8, least=1)
+    mid_cross_attn_dim_head: int = number(64, least=1)
     cosine_sim_attn: bool = False
-    ff_mult: float = 2.0
+    ff_mult: float = number(2.0, above=0)
     lowres_cond: bool = True
-    text_embed_dim: int | None = 768
-    max_text_len: int = 256
+    text_embed_dim: int | None = number(768, least=1)
+    max_text_len: int = number(256, least=1)
     attn_pool_text: bool = True
-    attn_pool_num_latents: int = 32
-    num_time_tokens: int = 2
-    learned_sinu_pos_emb_dim: int = 16
+    attn_pool_num_latents: int = number(32, least=1)
+    num_time_tokens: int = number(2, least=1)
+    learned_sinu_pos_emb_dim: int = number(16, least=2)
     self_cond: bool = False
-    cond_images_channels: int = 0
-    init_cross_embed_kernel_sizes: tuple[int, ...] | None = (3, 7, 15)
-    cross_embed_downsample_kernel_sizes: tuple[int, ...] | None = None
+    cond_images_channels: int = number(0, least=0)
+    init_cross_embed_kernel_sizes: tuple[int, ...] | None = number((3, 7, 15), least=1)
+    cross_embed_downsample_kernel_sizes: tuple[int, ...] | None = number(None, least=1)
     memory_efficient: bool = True
     pixel_shuffle_upsample: bool = True
     combine_upsample_fmaps: bool = False
@@ -163,20 +127,10 @@ class UNetConfig:
     use_global_context_attn: bool = True
     final_resnet_block: bool = True
     scale_skip_connection: bool = True
-    resnet_groups: tuple[int, ...] = (8, 8, 8)
+    resnet_groups: tuple[int, ...] = number((8, 8, 8), least=1)
 
-    def __post_init__(self):
-        require_positive(
-            self,
-            "dim",
-            "channels",
-            "attn_heads",
-            "attn_dim_head",
-            "max_text_len",
-            "mid_cross_attn_heads",
-            "mid_cross_attn_dim_head",
-            "num_time_tokens",
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.dim_mults)
         for name in (
             "num_resnet_blocks",
@@ -190,8 +144,6 @@ class UNetConfig:
                 raise ConfigError(
                     f"UNetConfig.{name} has {len(entries)} entries, but dim_mults has {levels}"
                 )
-        for kind in self.layer_attns:
-            require_choice("UNetConfig.layer_attns", kind, ("none", "full", "linear"))
         widths = [self.init_dim or self.dim, *(self.dim * mult for mult in self.dim_mults)]
         groups = [self.resnet_groups[0], *self.resnet_groups]
         for width, group in zip(widths, groups, strict=True):
@@ -202,27 +154,22 @@ class UNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(Checked):
     """Forward process and target size of the super-resolution stage (reference section 7)."""
 
-    image_size: int = 512
-    objective: str = "v"
-    noise_schedule: str = "cosine"
-    low_res_noise_schedule: str = "linear"
-    low_res_noise_level: float = 0.1
-    p2_loss_weight_gamma: float = 0.5
-    p2_loss_weight_k: float = 1.0
+    image_size: int = number(512, least=1)
+    objective: str = choice("v", ("v", "noise", "x_start"))
+    noise_schedule: str = choice("cosine", SCHEDULES)
+    low_res_noise_schedule: str = choice("linear", SCHEDULES)
+    low_res_noise_level: float = number(0.1, least=0, most=1)
+    p2_loss_weight_gamma: float = number(0.5, least=0)
+    p2_loss_weight_k: float = number(1.0, least=0)
     dynamic_thresholding: bool = True
-    dynamic_thresholding_percentile: float = 0.95
-
-    def __post_init__(self):
-        require_choice("objective", self.objective, ("v", "noise", "x_start"))
-        for name in ("noise_schedule", "low_res_noise_schedule"):
-            require_choice(name, getattr(self, name), ("cosine", "linear"))
+    dynamic_thresholding_percentile: float = number(0.95, above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Checked):
     """How `generate` samples unless its options say otherwise.
 
     superres_solver: see `gct_jax.sampling.diffusion_solvers`.
@@ -230,25 +177,17 @@ class SamplingConfig:
       independent one, see `gct_jax.sampling.superres`; 0 makes it independent in each slice.
     """
 
-    steps: int = 18
-    temperature: float = 0.9
-    guidance: float = 5.0
-    superres_steps: int = 25
-    superres_guidance: float = 1.0
-    superres_solver: str = "ancestral"
-    superres_noise_depth_mm: float = 0.0
-
-    def __post_init__(self):
-        require_positive(self, "steps", "superres_steps")
-        if self.superres_noise_depth_mm < 0:
-            raise ConfigError(
-                f"superres_noise_depth_mm = {self.superres_noise_depth_mm} must not be negative"
-            )
-        require_choice("superres_solver", self.superres_solver, SUPERRES_SOLVERS)
+    steps: int = number(18, least=1, most=MOST_STEPS)
+    temperature: float = number(0.9, least=0, most=LARGEST_WEIGHT)
+    guidance: float = number(5.0, least=0, most=LARGEST_WEIGHT)
+    superres_steps: int = number(25, least=1, most=MOST_STEPS)
+    superres_guidance: float = number(1.0, least=0, most=LARGEST_WEIGHT)
+    superres_solver: str = choice("ancestral", SUPERRES_SOLVERS)
+    superres_noise_depth_mm: float = number(0.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Everything a model folder's `config.json` records; a part may be absent."""
 
     name: str = "base"
@@ -293,6 +232,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
         return cls(**parsed)
     except TypeError as error:  # a required field is absent
         raise ConfigError(f"{where}: {error}") from None
+    except ConfigError as error:
+        own_name = f"{cls.__name__}."
+        raise ConfigError(str(error).replace(own_name, f"{where}.", 1)) from None
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:

@@ -175,13 +175,14 @@ def edit_config(folder, change):
     [
         ("maskgit", "widht", 3, r"config.maskgit.widht is unknown"),
         ("t5", "dim", "wide", r"config.t5.dim must be of type int"),
-        ("ctvit", "heads", 0, r"CTViTConfig.heads = 0 must be a number above 0"),
+        ("ctvit", "heads", 0, r"config.ctvit.heads = 0 must be a number of at least 1"),
         ("ctvit", "codebook_size", 33, r"num_tokens = 32 must equal ctvit.codebook_size = 33"),
         ("unet", "text_embed_dim", 8, r"unet.text_embed_dim = 8 must equal t5.dim = 16"),
         ("volume", "slices", 6, r"volume.slices = 6 is not 1 plus a multiple of"),
         ("volume", "image_size", 20, r"image_size = 20 is no multiple of ctvit.patch_size = 8"),
         ("t5", "vocab_size", 8, r"token_embedder.embedding has shape"),
-        ("unet", "learned_sinu_pos_emb_dim", 0, r"superres.safetensors"),
+        ("unet", "learned_sinu_pos_emb_dim", 0, r"learned_sinu_pos_emb_dim = 0 must be"),
+        ("unet", "learned_sinu_pos_emb_dim", 32, r"superres.safetensors"),
     ],
 )
 def test_config_errors_name_the_field(folder, section, field, value, message):

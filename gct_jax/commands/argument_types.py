@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 
-MOST_STEPS = 100_000
-LARGEST_SEED = 2**32 - 1
-LARGEST_WEIGHT = 1000.0
+from gct_jax.config import LARGEST_SEED, LARGEST_WEIGHT, MOST_STEPS
 
 
 def _whole_number(text: str, least: int, most: int) -> int:

@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
-from gct_jax.config import require_choice, require_positive
 from gct_jax.corruption.masking import gumbel_argmax, smallest
+from gct_jax.ranges import RANGE, Checked, Range, choice, number
 
 SHOWN_SCORE = -1e4  # below every score of a hidden token, which lies in [0, 1]
 
@@ -42,7 +42,7 @@ TokenFn = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodingPlan:
+class DecodingPlan(Checked):
     """How to decode; static and hashable, so it can be a static argument of `jax.jit`.
 
     grid: (time, height, width) of the new tokens, without prime frames.
@@ -52,17 +52,11 @@ class DecodingPlan:
     """
 
     grid: tuple[int, int, int]
-    mask_id: int
-    steps: int = 18
-    temperature: float = 0.9
-    critic_noise: float = 1.0
-    critic_noise_schedule: str = "decay"
-
-    def __post_init__(self):
-        require_positive(self, "mask_id", "steps")
-        require_choice(
-            "critic_noise_schedule", self.critic_noise_schedule, ("fixed", "decay", "increase")
-        )
+    mask_id: int = dataclasses.field(metadata={RANGE: Range(least=1)})
+    steps: int = number(18, least=1)
+    temperature: float = number(0.9, least=0)
+    critic_noise: float = number(1.0, least=0)
+    critic_noise_schedule: str = choice("decay", ("fixed", "decay", "increase"))
 
     def hidden_counts(self) -> np.ndarray:
         """Equation (1), int32 [steps]; in float32 like the reference, which decides ties."""

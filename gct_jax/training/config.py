@@ -3,11 +3,13 @@ overrides their fields by name (`optimizer.learning_rate=1e-4`)."""
 
 import dataclasses
 
-from gct_jax.config import ModelConfig, require_choice, require_positive
+from gct_jax.config import LARGEST_SEED, ModelConfig
+from gct_jax.errors import ConfigError
+from gct_jax.ranges import RANGE, Checked, Range, choice, number
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """Optimizer with clipping, warm-up and an average of the weights.
 
     `algorithm` "adamw" (Adam without `weight_decay`), or "muon" for the matrices between hidden
@@ -15,46 +17,38 @@ class OptimizerConfig:
     `schedule` "cosine" falls from `learning_rate` to `final_fraction` of it at the last step.
     """
 
-    algorithm: str = "adamw"
-    learning_rate: float = 3e-5
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    final_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.0
-    clip_norm: float = 0.5
-    ema_decay: float = 0.9999
-
-    def __post_init__(self):
-        require_choice("optimizer.algorithm", self.algorithm, ("adamw", "muon"))
-        require_choice("optimizer.schedule", self.schedule, ("constant", "cosine"))
-        require_positive(self, "learning_rate", "clip_norm")
+    algorithm: str = choice("adamw", ("adamw", "muon"))
+    learning_rate: float = number(3e-5, above=0, most=100)
+    warmup_steps: int = number(0, least=0)
+    schedule: str = choice("constant", ("constant", "cosine"))
+    final_fraction: float = number(0.0, least=0, most=1)
+    b1: float = number(0.9, least=0, below=1)
+    b2: float = number(0.99, least=0, below=1)
+    weight_decay: float = number(0.0, least=0)
+    clip_norm: float = number(0.5, above=0)
+    ema_decay: float = number(0.9999, least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Checked):
     """Length and rhythm of a run. Intervals count steps; 0 switches one off.
 
     `mesh` counts the devices along ("data", "fsdp", "tensor"); one entry may be -1 (the rest).
     """
 
-    steps: int = 1000
-    batch_size: int = 4
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 500
-    sample_every: int = 500
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    mesh: tuple[int, ...] = (-1, 1, 1)
-
-    def __post_init__(self):
-        require_positive(self, "steps", "batch_size", "log_every", "keep_checkpoints")
+    steps: int = number(1000, least=1)
+    batch_size: int = number(4, least=1)
+    seed: int = number(0, least=0, most=LARGEST_SEED)
+    log_every: int = number(50, least=1)
+    eval_every: int = number(500, least=0)
+    sample_every: int = number(500, least=0)
+    checkpoint_every: int = number(500, least=0)
+    keep_checkpoints: int = number(2, least=1)
+    mesh: tuple[int, ...] = number((-1, 1, 1), least=1, special=-1, length=3)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Phantom cases 0 ... `cases` - 1; the last `held_out` of them serve evaluation only.
 
     `prepare` renders them once into `folder` ("": `data` in the run's folder; several stages may
@@ -62,18 +56,15 @@ class DataConfig:
     `slices_per_case` random slices of each case.
     """
 
-    cases: int = 4000
-    held_out: int = 16
+    cases: int = number(4000, least=2)
+    held_out: int = number(16, least=1)
     prepare: bool = True
     folder: str = ""
-    slices_per_case: int = 8
-
-    def __post_init__(self):
-        require_positive(self, "cases", "held_out", "slices_per_case")
+    slices_per_case: int = number(8, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class CTViTTraining:
+class CTViTTraining(Checked):
     """Losses of the first stage (reference section 3.5), with the cadence that it meant.
 
     `commitment` "normalized" compares unit vectors (mends reference Q6), "reference" raw ones.
@@ -92,41 +83,37 @@ class CTViTTraining:
     usage) is replaced by a token of the batch.
     """
 
-    reconstruction_weight: float = 1.0
-    commitment: str = "normalized"
-    commitment_weight: float = 1.0
-    continuous_steps: int = 0
-    principal_start: int = 0
-    soft_tissue_weight: float = 0.0
-    lung_weight: float = 0.0
+    reconstruction_weight: float = number(1.0, least=0)
+    commitment: str = choice("normalized", ("normalized", "reference"))
+    commitment_weight: float = number(1.0, least=0)
+    continuous_steps: int = number(0, least=0)
+    principal_start: int = number(0, least=0)
+    soft_tissue_weight: float = number(0.0, least=0)
+    lung_weight: float = number(0.0, least=0)
     twins: bool = False
-    twin_weight: float = 0.0
-    perceptual_weight: float = 0.0
+    twin_weight: float = number(0.0, least=0)
+    perceptual_weight: float = number(0.0, least=0)
     vgg16: str = ""
     adversarial: bool = False
-    discriminator_start_step: int = 0
-    discriminator_every: int = 3
-    discriminator_base_dim: int = 16
-    discriminator_learning_rate: float = 3e-7
-    penalty_every: int = 4
-    codebook_decay: float = 0.99
-    dead_code_threshold: float = 0.05
-
-    def __post_init__(self):
-        require_choice("ctvit.commitment", self.commitment, ("normalized", "reference"))
-        require_positive(self, "discriminator_every", "penalty_every", "codebook_decay")
+    discriminator_start_step: int = number(0, least=0)
+    discriminator_every: int = number(3, least=1)
+    discriminator_base_dim: int = number(16, least=1)
+    discriminator_learning_rate: float = number(3e-7, above=0, most=100)
+    penalty_every: int = number(4, least=1)
+    codebook_decay: float = number(0.99, least=0, below=1)
+    dead_code_threshold: float = number(0.05, least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Training:
+class T5Training(Checked):
     """Number of attributes that the text encoder learns to read, and of classes of each."""
 
-    attributes: int = 1
-    classes: int = 2
+    attributes: int = number(1, least=1)
+    classes: int = number(2, least=2)
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGitTraining:
+class MaskGitTraining(Checked):
     """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
     `text_encoder_rate` multiplies the text encoder's learning rate.
@@ -135,34 +122,39 @@ class MaskGitTraining:
     and tokens in which they differ count 1 + `twin_weight` times.
     """
 
-    steps: int = 0
-    text_drop: float = 0.1
+    steps: int = number(0, least=0)
+    text_drop: float = number(0.1, least=0, most=1)
     train_text_encoder: bool = False
-    text_encoder_rate: float = 1.0
-    gradient_shrink: float = 1.0
+    text_encoder_rate: float = number(1.0, least=0)
+    gradient_shrink: float = number(1.0, least=0, most=1)
     twins: bool = False
-    twin_weight: float = 0.0
-    critic: str = "none"
-    critic_weight: float = 1.0
-
-    def __post_init__(self):
-        require_choice("maskgit.critic", self.critic, ("none", "token", "self"))
+    twin_weight: float = number(0.0, least=0)
+    critic: str = choice("none", ("none", "token", "self"))
+    critic_weight: float = number(1.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class SuperResTraining:
+class SuperResTraining(Checked):
     """Third stage (reference section 7). The low-resolution image is noised at a level drawn
     uniformly from [`low_res_noise_min`, `low_res_noise_max`]; `crop` > 0 trains on random squares
     of that many output pixels (a multiple of the up-scaling factor)."""
 
-    text_drop: float = 0.1
-    low_res_noise_min: float = 0.0
-    low_res_noise_max: float = 1.0
-    crop: int = 0
+    text_drop: float = number(0.1, least=0, most=1)
+    low_res_noise_min: float = number(0.0, least=0, most=1)
+    low_res_noise_max: float = number(1.0, least=0, most=1)
+    crop: int = number(0, least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low_res_noise_min > self.low_res_noise_max:
+            raise ConfigError(
+                f"SuperResTraining.low_res_noise_min = {self.low_res_noise_min} must not be above "
+                f"low_res_noise_max = {self.low_res_noise_max}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One run: which `stage` of which `model`, how long, from which data.
 
     `dtype` "float32" or "bfloat16": the networks compute in it. Parameters, optimizer, averages,
@@ -172,9 +164,11 @@ class TrainConfig:
     pass.
     """
 
-    stage: str
+    stage: str = dataclasses.field(
+        metadata={RANGE: Range(choices=("ctvit", "t5", "maskgit", "superres"))}
+    )
     model: ModelConfig
-    dtype: str = "float32"
+    dtype: str = choice("float32", ("float32", "bfloat16"))
     recompute: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
@@ -183,7 +177,3 @@ class TrainConfig:
     t5: T5Training = T5Training()
     maskgit: MaskGitTraining = MaskGitTraining()
     superres: SuperResTraining = SuperResTraining()
-
-    def __post_init__(self):
-        require_choice("stage", self.stage, ("ctvit", "t5", "maskgit", "superres"))
-        require_choice("dtype", self.dtype, ("float32", "bfloat16"))

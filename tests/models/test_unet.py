@@ -146,9 +146,9 @@ def test_inputs_that_do_not_fit_are_named(change, message):
             {"layer_cross_attns": (True,) * 4},
             "layer_cross_attns has 4 entries, but dim_mults has 2",
         ),
-        ({"layer_attns": ("none", "half")}, "'half' is not one of 'none', 'full', 'linear'"),
+        ({"layer_attns": ("none", "half")}, "'half', which is not one of 'none', 'full', 'linear'"),
         ({"dim": 6}, "width 6 is not divisible into 4 groups"),
-        ({"dim": 0}, "UNetConfig.dim = 0 must be a number above 0"),
+        ({"dim": 0}, "UNetConfig.dim = 0 must be a number of at least 1"),
     ],
 )
 def test_configurations_that_do_not_fit_are_named(change, message):

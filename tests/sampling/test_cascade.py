@@ -201,7 +201,7 @@ def test_impossible_slice_counts(asked, message):
 
 
 def test_depth_of_the_noise_must_not_be_negative():
-    with pytest.raises(ConfigError, match=r"superres_noise_depth_mm = -1\.0 must not be negative"):
+    with pytest.raises(ConfigError, match=r"superres_noise_depth_mm = -1\.0 must be a"):
         SamplingConfig(superres_noise_depth_mm=-1.0)
 
 
