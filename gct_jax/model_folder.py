@@ -1,7 +1,10 @@
 """Read and write a model folder, the one unit in which models are passed around.
 
     config.json  ctvit.safetensors  maskgit.safetensors  superres.safetensors  t5.safetensors
-    tokenizer.model  LICENSE
+    tokenizer.model  LICENSE  provenance.json
+
+`provenance.json` says which weights the files hold and which were trained together
+(`gct_jax.provenance`); in folders of earlier versions it is absent, and nothing is compared.
 
 A part may be absent if `config.json` says so (null). Tensor names are the path in the variables
 joined by dots: `params.encoder.layers_0.mlp.wo.kernel`, `codebook.quantizer.embedding`.
@@ -26,10 +29,22 @@ from safetensors.numpy import save
 from gct_jax.config import ModelConfig, from_dict, to_dict
 from gct_jax.errors import ConfigError, ModelFolderError
 from gct_jax.parts import PARTS, abstract_variables, check_parts_fit, has_part
+from gct_jax.provenance import (
+    TOKENIZER,
+    Provenance,
+    bytes_identity,
+    file_identity,
+    identity,
+    read_provenance,
+    require_fit,
+    require_same_file,
+    write_provenance,
+)
 from gct_jax.runtime.files import replace_files_when_done
 from gct_jax.text import Tokenizer
 
 FORMAT_VERSION = 1
+NOTHING_KNOWN = Provenance()
 WEIGHT_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -41,20 +56,31 @@ def demo_folder() -> Path:
 class Model:
     """An opened model folder; weights are read on first use and then kept."""
 
-    def __init__(self, folder: Path, config: ModelConfig, tokenizer: Tokenizer | None):
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        recorded: Provenance = NOTHING_KNOWN,
+        file_hashes: Mapping[str, str] | None = None,
+    ):
         self.folder = folder
         self.config = config
         self.tokenizer = tokenizer
+        self._recorded = recorded
+        self._file_hashes = dict(file_hashes or {})
         self._variables: dict[str, dict[str, Any]] = {}
 
     def variables(self, part: str) -> dict[str, Any]:
         """Variables of one of `PARTS` as float32 arrays on the default device.
 
         Raises:
-          ModelFolderError: the part is absent or its file is damaged.
+          ModelFolderError: the part is absent, or its file is damaged or not the one that the
+            folder was written with.
         """
         if part not in self._variables:
             path = _weight_path(self.folder, self.config, part)
+            require_same_file(path, self._file_hashes.get(part))
             with _open_weights(path) as file:
                 flat = {
                     name: jnp.asarray(file.get_tensor(name).astype(np.float32))
@@ -62,6 +88,18 @@ class Model:
                 }
             self._variables[part] = unflatten_dict(flat, sep=".")
         return self._variables[part]
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Identities of the networks and the vocabulary, recorded or else computed."""
+        parts = [part for part in PARTS if has_part(self.config, part)]
+        identities = {
+            part: self._recorded.identities.get(part) or identity(self.variables(part))
+            for part in parts
+        }
+        if self.tokenizer is not None:
+            identities[TOKENIZER] = bytes_identity(self.tokenizer.model_bytes)
+        return Provenance(identities, self._recorded.trained_with)
 
     @cached_property
     def sha256(self) -> str:
@@ -98,7 +136,12 @@ def load_model(folder: str | Path) -> Model:
             raise ModelFolderError(
                 f"{path} has {tokenizer.size} pieces, t5.vocab_size is {config.t5.vocab_size}"
             )
-    return Model(folder, config, tokenizer)
+    recorded, file_hashes = read_provenance(folder)
+    if tokenizer is not None:
+        own = Provenance({TOKENIZER: bytes_identity(tokenizer.model_bytes)})
+        require_fit(recorded.joined(own), str(folder))
+    require_fit(recorded, str(folder))
+    return Model(folder, config, tokenizer, recorded, file_hashes)
 
 
 def save_model(
@@ -109,6 +152,7 @@ def save_model(
     *,
     license_text: str,
     weight_dtype: str = "float32",
+    provenance: Provenance = NOTHING_KNOWN,
 ) -> None:
     """Write a model folder; existing files are replaced only when everything is written.
 
@@ -120,6 +164,8 @@ def save_model(
       tokenizer_bytes: content of a SentencePiece `.model` file; needed if the config has a t5.
       license_text: content of the LICENSE file, the terms under which the weights may be used.
       weight_dtype: "float32", "float16" or "bfloat16".
+      provenance: identities of the parts and what they were trained with, as far as known; missing
+        identities are computed from `variables`.
 
     Raises:
       ConfigError: parts that do not fit together, or an unknown `weight_dtype`.
@@ -145,10 +191,19 @@ def save_model(
             (temporary / f"{part}.safetensors").write_bytes(save(flat))
             _check_weights(temporary / f"{part}.safetensors", config, part)
         document = {"format_version": FORMAT_VERSION, **to_dict(config)}
-        (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n")
-        (temporary / "LICENSE").write_text(license_text)
+        (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        (temporary / "LICENSE").write_text(license_text, "utf-8")
+        identities = {
+            part: provenance.identities.get(part) or identity(tree)
+            for part, tree in variables.items()
+        }
         if tokenizer_bytes is not None:
             (temporary / "tokenizer.model").write_bytes(tokenizer_bytes)
+            identities[TOKENIZER] = bytes_identity(tokenizer_bytes)
+        complete = Provenance(identities, provenance.trained_with)
+        require_fit(complete, str(folder))
+        hashes = {part: file_identity(temporary / f"{part}.safetensors") for part in variables}
+        write_provenance(temporary, complete, hashes)
 
 
 def _stored(name: str, value: Any, weight_dtype: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part
+from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Parts
@@ -45,6 +46,11 @@ def check_data(config: TrainConfig, parts: Parts) -> None:
         raise ConfigError(
             f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
             f"case x {jax.process_count()} processes"
+        )
+    held_out_rows = data.held_out * rows_per_case * jax.process_count()
+    if held_out_rows < batch_size:
+        raise ConfigError(
+            f"data.held_out = {data.held_out} cases are fewer than a batch of {batch_size} rows"
         )
     if stage in ("maskgit", "superres") and "ctvit" not in parts.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
@@ -125,6 +131,7 @@ def first_volumes(config: TrainConfig, workdir: Path, count: int) -> np.ndarray:
 
 def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     ctvit, variables, tag = _tokenizer_network(config, parts)
+    dtype = smallest_id_type(ctvit.codebook_size)
     encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method=CTViT.encode)[0])
 
     def source(twins: bool) -> tuple[batches.Arrays, batches.Describe]:
@@ -132,7 +139,7 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
 
         def tokens(case: int) -> tuple[jax.Array]:
             volume = batches.unit_intensity(volumes(case))[None]
-            return (encode(volume).astype(np.int16),)
+            return (encode(volume).astype(dtype),)
 
         name = f"{'twin-tokens' if twins else 'tokens'}-{tag}"
         pool.prepare(folder, (name,), config.data.cases, tokens)
@@ -176,6 +183,11 @@ MAKERS = {
 }
 
 
+def smallest_id_type(codes: int) -> type[np.unsignedinteger]:
+    """The smallest type that holds the ids 0 ... `codes` - 1."""
+    return next(t for t in (np.uint8, np.uint16, np.uint32) if codes - 1 <= np.iinfo(t).max)
+
+
 def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, str]:
     """CT-ViT, its variables, and a tag of its weights that names what was made with it."""
     variables = parts.variables["ctvit"]
@@ -190,10 +202,12 @@ def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable
     t5 = config.model.t5
     assert t5 is not None  # see check_data
     path = workdir / "tokenizer.model"
-    if not path.exists():
-        if parts.tokenizer is not None:
-            path.write_bytes(parts.tokenizer)
-        else:
-            reports = (batches.report(case, 0, 0) for case in range(VOCABULARY_REPORTS))
-            train_vocabulary(reports, path, t5.vocab_size)
+    if parts.tokenizer is not None:
+        if not path.exists() or path.read_bytes() != parts.tokenizer:
+            with replace_when_done(path) as temporary:
+                temporary.write_bytes(parts.tokenizer)
+    elif not path.exists():
+        reports = (batches.report(case, 0, 0) for case in range(VOCABULARY_REPORTS))
+        with replace_when_done(path) as temporary:
+            train_vocabulary(reports, temporary, t5.vocab_size)
     return partial(Tokenizer.load(path).encode_batch, max_length=t5.max_length)

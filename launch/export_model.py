@@ -22,22 +22,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--weights", default="float16", choices=("float16", "bfloat16", "float32"))
+    parser.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="take runs that have not reached their last step as they are",
+    )
     options = parser.parse_args(arguments)
 
     def command() -> None:
         require_extras("train")
-        export(options.folders, options.out, options.weights)
+        export(options.folders, options.out, options.weights, options.allow_unfinished)
 
     return exit_code("launch.export_model", command)
 
 
-def export(folders: list[Path], out: Path, weight_dtype: str) -> None:
-    """Write the model folder `out`; parts that no folder has are absent from it."""
+def export(
+    folders: list[Path], out: Path, weight_dtype: str, allow_unfinished: bool = False
+) -> None:
+    """Write the model folder `out`; parts that no folder has are absent from it.
+
+    Raises:
+      GctError: a folder is unusable or its run unfinished, or two networks do not belong together.
+    """
+    from gct_jax.runtime.numerics import prepare_jax
+
+    prepare_jax("launch.export_model")
     from gct_jax.model_folder import save_model
     from gct_jax.parts import CONFIG_FIELD
-    from gct_jax.training.stages import join_parts, load_parts
+    from gct_jax.training.stages import join_parts
 
-    parts = join_parts(load_parts(folders[-1]).config, folders)
+    parts = join_parts(None, folders, allow_unfinished=allow_unfinished)
     absent: dict[str, Any] = {
         field: None for part, field in CONFIG_FIELD.items() if part not in parts.variables
     }
@@ -48,6 +62,7 @@ def export(folders: list[Path], out: Path, weight_dtype: str) -> None:
         parts.tokenizer,
         license_text=license_text(),
         weight_dtype=weight_dtype,
+        provenance=parts.provenance,
     )
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {', '.join(parts.variables)}; {size / 1e6:.1f} MB")

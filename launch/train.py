@@ -6,17 +6,26 @@
         --from out/ctvit --from out/maskgit loop.steps=2000 optimizer.learning_rate=1e-4
 
 `--from` takes training folders and model folders, `field=value` changes the configuration. Running
-the same command again resumes.
+the same command again resumes. Ctrl-C, SIGTERM and SIGHUP save first: the exit code is 0 if the run
+reached its last step, 75 if it was stopped before, 2 if something was refused.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gct_jax.errors import ConfigError
+from gct_jax.errors import ConfigError, UnfinishedError
 from gct_jax.runtime.exit_codes import exit_code
+from gct_jax.runtime.stopping import deferred
 from launch.extras import require_extras
+
+if TYPE_CHECKING:
+    from gct_jax.training.config import TrainConfig
+    from gct_jax.training.loop import Stage
+    from gct_jax.training.stages import Parts
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
         const="",
         metavar="HOST:PORT,COUNT,INDEX",
         help="one process per host; without a value the cluster says where the others are",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although the configuration or the networks it was given changed",
+    )
+    parser.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="take networks of a --from run that has not reached its last step",
     )
     parser.add_argument("overrides", nargs="*", metavar="field=value")
     options = parser.parse_intermixed_args(arguments)
@@ -72,21 +91,35 @@ def load_config(spec: str, overrides: list[str]):
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load, prepare the data, train."""
+    """Load, check, prepare the data, train.
+
+    Raises:
+      GctError: something was refused; nothing was written but prepared data.
+      UnfinishedError: the run was stopped before its last step, and saved.
+    """
     config = load_config(options.config, options.overrides)
 
     import dataclasses
 
-    from gct_jax.parts import check_parts_fit
-    from gct_jax.training.ctvit_start import check_principal_start, principal_variables
-    from gct_jax.training.loop import fitting_mesh, train
-    from gct_jax.training.stages import join_parts, make_stage, write_config
-    from launch.data import check_data, first_volumes, phantom_data
-    from launch.samples import SAMPLERS, sample_function
+    with deferred():
+        from gct_jax.parts import check_parts_fit
+        from gct_jax.runtime.numerics import fix_numerics, require_devices
+        from gct_jax.training.ctvit_start import check_principal_start
+        from gct_jax.training.loop import fitting_mesh
+        from gct_jax.training.run_folder import check_resume, run_inputs
+        from gct_jax.training.stages import join_parts, make_stage
+        from launch.data import check_data
 
+    fix_numerics("launch.train")
     if options.multi_host is not None:
         connect(options.multi_host)
-    parts = join_parts(config.model, options.sources)
+    require_devices()
+    parts = join_parts(
+        config.model,
+        options.sources,
+        allow_unfinished=options.allow_unfinished,
+        accept_mismatch=options.accept_changes,
+    )
     if config.ctvit.vgg16:
         parts.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
     check_parts_fit(parts.config)
@@ -100,22 +133,68 @@ def run(options: argparse.Namespace) -> None:
     check_data(config, parts)
     if start:
         check_principal_start(config)
-    write_config(options.workdir, config)
-    data = phantom_data(config, options.workdir, parts)
+    inputs = run_inputs(config, parts.provenance)
+    with alone_in(options.workdir):
+        check_resume(options.workdir, config, inputs, options.accept_changes)
+        step = train_in(options.workdir, config, parts, stage, inputs, start)
+    if step < config.loop.steps:
+        raise UnfinishedError(
+            f"stopped at step {step} of {config.loop.steps} and saved; "
+            "run the same command to go on"
+        )
+
+
+def alone_in(workdir: Path) -> contextlib.AbstractContextManager:
+    """The folder's lock, which the first process takes for all."""
+    import jax
+
+    from gct_jax.runtime.lock import locked
+
+    return locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+def train_in(
+    workdir: Path, config: "TrainConfig", parts: "Parts", stage: "Stage", inputs: dict, start: int
+) -> int:
+    """Prepare the data and train in a folder that no other run uses.
+
+    start: volumes from whose principal components CT-ViT starts, or 0.
+
+    Returns:
+      The step that was reached.
+    """
+    import jax
+
+    from gct_jax.training.ctvit_start import principal_variables
+    from gct_jax.training.loop import train
+    from gct_jax.training.run_folder import record_run, write_status
+    from launch.data import first_volumes, phantom_data
+    from launch.samples import SAMPLERS, sample_function
+
+    data = phantom_data(config, workdir, parts)
     if start:
-        volumes = first_volumes(config, options.workdir, start)
+        volumes = first_volumes(config, workdir, start)
         parts.variables["ctvit"] = principal_variables(config, volumes)
+
+    def on_change(status: str, step: int) -> None:
+        if jax.process_index() == 0:
+            if status == "running":
+                record_run(workdir, config, inputs)
+            write_status(workdir, status, step, config.loop.steps)
+
     # A sample needs all of the state in one place, which no host of several has.
-    draws = config.stage in SAMPLERS and options.multi_host is None
-    train(
+    draws = config.stage in SAMPLERS and jax.process_count() == 1
+    state = train(
         stage,
         config.loop,
-        options.workdir,
+        workdir,
         data.batches,
         pretrained=parts.variables,
         held_out=data.held_out,
         sample_images=sample_function(config, parts, data) if draws else None,
+        on_change=on_change,
     )
+    return int(state.step)
 
 
 def connect(where: str) -> None:

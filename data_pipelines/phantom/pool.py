@@ -2,7 +2,7 @@
 
     volumes_00003.npy          int16 HU [256, d, h, w]      cases 768 ... 1023
     twins_00003.npy            int16 HU [256, d, h, w]      the same patients, other findings
-    tokens-<tag>_00003.npy     int16    [256, t, h, w]      the same cases, encoded by CT-ViT <tag>
+    tokens-<tag>_00003.npy     unsigned [256, t, h, w]      the same cases, encoded by CT-ViT <tag>
     twin-tokens-<tag>_00003.npy                             and their twins
     low-<tag>_00003.npy        int16 HU [256, k, h, w]      k slices as CT-ViT <tag> rebuilds them
     high-<tag>_00003.npy       int16 HU [256, k, H, W]      the same slices at full resolution

@@ -6,12 +6,14 @@ imported, so the request is remembered too and `check` raises it again at the ne
 """
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+IMPATIENT = 3  # times Ctrl-C
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -59,6 +61,35 @@ def stop_signals() -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _WATCHES.remove(watch)
+
+
+@contextlib.contextmanager
+def stop_requests(processes: int = 1) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether a signal has asked to stop, for work that saves first.
+
+    The signals that follow, as srun, docker and timeout send them, change nothing until the body
+    has ended; only a third Ctrl-C ends it at once. Several processes must stop at the same step, so
+    there signals are left to the cluster's notice of preemption.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            with contextlib.suppress(OSError):  # not print, which must not be entered twice
+                os.write(2, b"\nstopping after this step; saving\n")
+        if asked.count(signal.SIGINT) == IMPATIENT:
+            raise Stopped(number)
+
+    previous: dict[int, Any] = {}
+    if processes == 1 and threading.current_thread() is threading.main_thread():
+        heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, ask) for number in heeded}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def check() -> None:

@@ -302,6 +302,11 @@ def eval_step(
     return metrics
 
 
+def shipped_items(config: TrainConfig) -> tuple[str, ...]:
+    """What `trained_parts` needs of a checkpoint."""
+    return ("ema.ctvit", "extra.codebook")
+
+
 def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     """Averaged weights and codebook as the part of a model folder."""
     codebook = {"quantizer": state.extra["codebook"]}

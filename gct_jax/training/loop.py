@@ -5,8 +5,7 @@ the order of steps, metrics, sample images, checkpoints and a clean end.
 """
 
 import contextlib
-import signal
-import threading
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +17,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from gct_jax.errors import ConfigError
+from gct_jax.errors import ConfigError, GctError
 from gct_jax.random_keys import random_key
+from gct_jax.runtime.numerics import fixed_numerics
+from gct_jax.runtime.stopping import stop_requests
 from gct_jax.sharding import make_mesh, shard_batch, state_shardings
 from gct_jax.training.checkpoint import Checkpoints
 from gct_jax.training.config import LoopConfig
@@ -50,21 +51,26 @@ def train(
     pretrained: Any = None,
     held_out: Sequence[Batch] = (),
     sample_images: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
+    on_change: Callable[[str, int], None] = lambda status, step: None,
 ) -> TrainState:
-    """Train to `config.steps`, starting from the newest checkpoint in `workdir` if there is one.
+    """Train to `config.steps`, starting from the newest whole checkpoint in `workdir` if there is
+    one.
 
     Args:
       batches: `batches(start_step)` yields this process's NumPy batches of steps start_step, ...
       pretrained: arrays of earlier stages that `init_state` starts from.
       held_out: batches for `eval_step`, logged as `eval/...`.
       sample_images: uint8 images by name, drawn every `config.sample_every` steps.
+      on_change: told "running" when everything that can be refused was accepted, and in the end
+        "finished", "stopped" or "failed", with the step.
 
     Returns:
-      The state at `config.steps`, or earlier if SIGINT, SIGTERM or a preemption asked to stop;
-      it is saved in either case.
+      The state at `config.steps`, or earlier if a signal or a preemption asked to stop; it is on
+      disk in either case.
 
     Raises:
-      GctError: a metric is not finite (nothing is saved from that point on).
+      GctError: a metric is not finite (nothing is saved from that point on), or a checkpoint could
+        not be saved.
       ConfigError: the mesh does not fit the devices or the batch.
     """
     # --- Devices: shapes first, then the layout, then the arrays themselves
@@ -75,16 +81,22 @@ def train(
     train_step = jitted_train_step(stage, shardings, mesh)
     eval_step = jax.jit(stage.eval_step, in_shardings=(shardings, None, None))
 
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as saved:
+    with (
+        fixed_numerics(),
+        jax.set_mesh(mesh),
+        _told(on_change, config.steps) as progress,
+        stop_requests(jax.process_count()) as stop_requested,
+        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as saved,
+    ):
         # --- Restore or initialise
-        if saved.latest_step() is None:
+        state = saved.restore(with_shardings(abstract, shardings))
+        if state is None:
             state = jax.jit(stage.init_state, out_shardings=shardings)(root_key, pretrained)
-        else:
-            state = saved.restore(with_shardings(abstract, shardings))
-        start = int(state.step)
+        start = progress.step = int(state.step)
+        on_change("running", start)
 
         writes = jax.process_index() == 0
-        with MetricsWriter(workdir, start, writes) as writer, stop_requests() as stop_requested:
+        with MetricsWriter(workdir, start, writes) as writer:
             # --- Train
             stream = batches(start)
             window: list[tuple[int, dict[str, jax.Array]]] = []
@@ -99,6 +111,7 @@ def train(
             )
             for step in bar:
                 state, metrics = train_step(state, shard_batch(next(stream), mesh))
+                progress.step = step
                 # The device computes this step while the host makes the next batch, not more:
                 # otherwise progress and signals would run ahead of the work.
                 jax.block_until_ready(window[-1:])
@@ -116,6 +129,7 @@ def train(
                     writer.scalars(step, evaluate(eval_step, state, held_out, mesh))
                 if sample_images and (last or is_due(step, config.sample_every)):
                     writer.images(step, sample_images(state))
+                saved.check()  # that of an earlier step, in the background
                 if saves:
                     saved.save(state)
                 if last:
@@ -183,25 +197,19 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+@dataclasses.dataclass
+class _Progress:
+    step: int = 0
+
+
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM has come.
-
-    The first signal asks the loop to finish its step and save; a second one acts as usual.
-    Several processes must stop at the same step, so there the cluster's preemption notice counts
-    instead (`Checkpoints.preempted`).
-    """
-    asked = threading.Event()
-    previous: dict[int, Any] = {}
-
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, previous[number])
-
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-        previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+def _told(on_change: Callable[[str, int], None], steps: int) -> Iterator[_Progress]:
+    """Tell `on_change` how the body ended; the body keeps the step."""
+    progress = _Progress()
     try:
-        yield asked.is_set
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        yield progress
+    except BaseException:
+        with contextlib.suppress(GctError, OSError):  # such as the full disk that ended it
+            on_change("failed", progress.step)
+        raise
+    on_change("finished" if progress.step >= steps else "stopped", progress.step)

@@ -176,6 +176,11 @@ def eval_step(
     return metrics
 
 
+def shipped_items(config: TrainConfig) -> tuple[str, ...]:
+    """What `trained_parts` needs of a checkpoint."""
+    return ("ema.maskgit", "ema.t5" if config.maskgit.train_text_encoder else "extra.t5")
+
+
 def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     """Averaged weights as parts of a model folder."""
     networks = {**state.extra, **state.ema}

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from gct_jax.errors import GctError
+from gct_jax.runtime.files import replace_when_done
 
 
 class MetricsWriter:
@@ -30,10 +31,8 @@ class MetricsWriter:
         self._folder = folder
         path = folder / "metrics.jsonl"
         if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+            _cut(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -52,7 +51,8 @@ class MetricsWriter:
         folder = self._folder / "samples"
         folder.mkdir(exist_ok=True)
         for name, image in images.items():
-            Image.fromarray(image).save(folder / f"{step:07d}_{name}.png")
+            with replace_when_done(folder / f"{step:07d}_{name}.png") as path:
+                Image.fromarray(image).save(path)
             self._board.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
 
     def __enter__(self) -> "MetricsWriter":
@@ -67,6 +67,21 @@ class MetricsWriter:
         if self._active:
             self._file.close()
             self._board.close()
+
+
+def _cut(path: Path, start_step: int) -> None:
+    """Drop the lines beyond `start_step`, and those that a kill left half-written."""
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    kept = [line for line in lines if _step(line) is not None and _step(line) <= start_step]
+    with replace_when_done(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> Any:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def mean_metrics(window: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:

@@ -3,29 +3,33 @@
 import dataclasses
 import functools
 import importlib
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from gct_jax.config import ModelConfig, SamplingConfig, from_dict, to_dict
+from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.model_folder import load_model
 from gct_jax.parts import CONFIG_FIELD, PARTS, has_part
+from gct_jax.provenance import TOKENIZER, Provenance, bytes_identity, identity, require_fit
 from gct_jax.random_keys import random_key
 from gct_jax.sharding import make_mesh, state_shardings
-from gct_jax.training.checkpoint import Checkpoints
+from gct_jax.training.checkpoint import read_items
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.loop import Stage, with_shardings
+from gct_jax.training.run_folder import read_config, recorded_inputs
 
 
 class Parts(NamedTuple):
-    """Trained networks: part name ("ctvit", "maskgit", "t5", "superres") -> variables."""
+    """Trained networks: part name ("ctvit", "maskgit", "t5", "superres") -> variables, and which
+    belong together."""
 
     config: ModelConfig
     variables: dict[str, Any]
     tokenizer: bytes | None
+    provenance: Provenance = Provenance()
 
 
 def stage_module(config: TrainConfig) -> Any:
@@ -43,75 +47,89 @@ def make_stage(config: TrainConfig) -> Stage:
     )
 
 
-def _trained(config: TrainConfig) -> ModelConfig:
-    """The model without the defaults of its sampling, which may change during a run."""
-    return dataclasses.replace(config.model, sampling=SamplingConfig())
+def load_parts(folder: Path, allow_unfinished: bool = False) -> Parts:
+    """Trained networks of a training folder (averaged weights of its newest whole checkpoint) or of
+    a model folder.
 
-
-def write_config(workdir: Path, config: TrainConfig) -> None:
-    """Record the run's configuration in `workdir/config.json`.
-
-    Raises:
-      ConfigError: the folder holds a run of another stage or model.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        earlier = read_config(workdir)
-        if (earlier.stage, _trained(earlier)) != (config.stage, _trained(config)):
-            raise ConfigError(f"{workdir} holds a run of another model; choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_dict(config), indent=1) + "\n")
-
-
-def read_config(workdir: Path) -> TrainConfig:
-    """The configuration recorded in a training folder.
+    Args:
+      folder: is only read; a run may be saving there.
+      allow_unfinished: take a run that has not reached its last step as it is.
 
     Raises:
-      ConfigError: there is none, or it is damaged.
-    """
-    path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
-    return from_dict(TrainConfig, values, str(path))
-
-
-def load_parts(folder: Path) -> Parts:
-    """Trained networks of a training folder (averaged weights of its newest checkpoint) or of a
-    model folder.
-
-    Raises:
-      GctError: the folder is neither, or has no checkpoint yet.
+      GctError: the folder is neither, has no checkpoint yet, or its run is unfinished.
     """
     if not (folder / "checkpoints").is_dir():
         model = load_model(folder)
         variables = {part: model.variables(part) for part in PARTS if has_part(model.config, part)}
-        return Parts(
-            model.config, variables, model.tokenizer.model_bytes if model.tokenizer else None
-        )
+        tokenizer = model.tokenizer.model_bytes if model.tokenizer else None
+        return Parts(model.config, variables, tokenizer, model.provenance)
     config = read_config(folder)
-    abstract = jax.eval_shape(make_stage(config).init_state, random_key(0), {})
+    trained, step = _read_trained(folder, config)
+    if step < config.loop.steps and not allow_unfinished:
+        raise ConfigError(
+            f"{folder} is at step {step} of {config.loop.steps}; run its launch.train command "
+            "again to finish it, or take it as it is with --allow-unfinished"
+        )
+    path = folder / "tokenizer.model"
+    tokenizer = path.read_bytes() if path.exists() else None
+    return Parts(config.model, trained, tokenizer, _provenance(folder, trained, tokenizer))
+
+
+def _read_trained(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], int]:
+    module = stage_module(config)
+    given: dict[str, Any] = {"vgg16": {}}  # which is trained against, never shipped
+    abstract = jax.eval_shape(make_stage(config).init_state, random_key(0), given)
     mesh = make_mesh((1, 1, 1), jax.local_devices()[:1])
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = checkpoints.restore(with_shardings(abstract, state_shardings(abstract, mesh)))
-    trained = jax.device_get(stage_module(config).trained_parts(config, state))
-    tokenizer = folder / "tokenizer.model"
-    return Parts(config.model, trained, tokenizer.read_bytes() if tokenizer.exists() else None)
+    placed = with_shardings(abstract, state_shardings(abstract, mesh))
+    state = read_items(folder / "checkpoints", placed, module.shipped_items(config))
+    return jax.device_get(module.trained_parts(config, state)), int(state.step)
 
 
-def join_parts(config: ModelConfig, folders: list[Path]) -> Parts:
+def _provenance(folder: Path, trained: dict[str, Any], tokenizer: bytes | None) -> Provenance:
+    """Of what a run has trained: the hash of each network; what the run was given, and the networks
+    that it trained together, belong to each."""
+    identities = {part: identity(variables) for part, variables in trained.items()}
+    if tokenizer is not None:
+        identities[TOKENIZER] = bytes_identity(tokenizer)
+    inputs = recorded_inputs(folder) | identities
+    trained_with = {
+        part: {name: value for name, value in inputs.items() if name != part} for part in trained
+    }
+    return Provenance(identities, trained_with)
+
+
+def join_parts(
+    config: ModelConfig | None,
+    folders: Sequence[Path],
+    *,
+    allow_unfinished: bool = False,
+    accept_mismatch: bool = False,
+) -> Parts:
     """All networks of several folders; where two have the same part, the later one counts. A part's
-    sizes come from the folder that trained it, everything else from `config`."""
-    variables: dict[str, Any] = {}
-    tokenizer = None
-    for folder in folders:
-        parts = load_parts(folder)
+    sizes come from the folder that trained it, everything else from `config`.
+
+    Args:
+      config: None takes that of the last folder.
+      folders: training and model folders.
+      allow_unfinished: of runs, see `load_parts`.
+      accept_mismatch: take networks that were not trained together.
+
+    Raises:
+      GctError: a folder is unusable, or two networks do not belong together.
+    """
+    loaded = [load_parts(folder, allow_unfinished) for folder in folders]
+    joined = Parts(config or loaded[-1].config, {}, None)
+    for parts in loaded:
         sizes = {
             CONFIG_FIELD[part]: getattr(parts.config, CONFIG_FIELD[part])
             for part in parts.variables
         }
-        config = dataclasses.replace(config, **sizes)
-        variables |= parts.variables
-        tokenizer = parts.tokenizer or tokenizer
-    return Parts(config, variables, tokenizer)
+        joined = Parts(
+            dataclasses.replace(joined.config, **sizes),
+            joined.variables | parts.variables,
+            parts.tokenizer or joined.tokenizer,
+            joined.provenance.joined(parts.provenance),
+        )
+    if not accept_mismatch:
+        require_fit(joined.provenance, ", ".join(map(str, folders)))
+    return joined

@@ -147,6 +147,11 @@ def eval_step(
     return {"loss": loss_fn(state.ema["superres"], state.extra, config, batch, key, text_drop=0.0)}
 
 
+def shipped_items(config: TrainConfig) -> tuple[str, ...]:
+    """What `trained_parts` needs of a checkpoint."""
+    return ("ema.superres",)
+
+
 def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     """Averaged weights as the part of a model folder."""
     return {"superres": {"params": state.ema["superres"]}}

@@ -103,6 +103,11 @@ def eval_step(
     return loss_fn(state.ema, config, batch)[1]
 
 
+def shipped_items(config: TrainConfig) -> tuple[str, ...]:
+    """What `trained_parts` needs of a checkpoint."""
+    return ("ema.t5",)
+
+
 def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     """The averaged encoder as the part of a model folder."""
     return {"t5": {"params": state.ema["t5"]}}

@@ -75,10 +75,10 @@ def input_shapes(model: ModelConfig, case: Case) -> dict[str, tuple[int, ...]]:
     """Shapes of a case's inputs, batch 1, channels last."""
     assert model.ctvit and model.maskgit and model.unet and model.diffusion
     ctvit, volume = model.ctvit, model.volume
-    side = volume.image_size // ctvit.patch_size
+    _, height, width = token_grid(model, 1)
     if case.part == "maskgit":
         shapes = {
-            "ids": (1, case.frames, side, side),
+            "ids": (1, case.frames, height, width),
             "context": (1, model.unet.max_text_len, model.maskgit.context_dim or 0),
             "context_mask": (1, model.unet.max_text_len),
         }

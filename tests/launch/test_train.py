@@ -1,15 +1,20 @@
 """From a config file to a model folder, on the tiny model and phantom."""
 
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
 from tiny_model import quick_compilation
 
-from data_pipelines.phantom import pool
+from data_pipelines.phantom import batches, pool
 from gct_jax.model_folder import load_model
 from gct_jax.parts import PARTS
-from launch import export_model, train
+from gct_jax.runtime.lock import locked
+from gct_jax.training.stages import load_parts
+from launch import data, export_model, train
 
 ADVERSARIAL = [
     "ctvit.adversarial=True",
@@ -121,6 +126,7 @@ def test_a_finished_run_is_not_continued(folder):
         (["--config", "configs/tiny.py:maskgit", "--from", "nowhere"], "nowhere"),
         (["--config", "configs/tiny.py:maskgit", "--from", "long" * 100], "File name too long"),
         (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
+        (["--config", "configs/tiny.py:ctvit", "data.held_out=7"], "fewer than a batch of 8"),
         (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
         (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
         (["--config", "configs/tiny.py:ctvit", "ctvit.principal_start=17"], "16 training cases"),
@@ -133,7 +139,180 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, mess
     assert not (tmp_path / "w").exists()
 
 
-def test_workdir_of_another_model_is_refused(folder, capsys):
-    arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(folder / "ctvit")]
-    assert train.main([*arguments, "model.ctvit.dim=32"]) == 2
-    assert "another model" in capsys.readouterr().err
+# --- A run that goes on is the same run
+
+
+def refused(capsys, folder, *arguments):
+    """The line with which a start in `folder` is refused; the folder stays as it was."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train.main([*arguments, "--workdir", str(folder)]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("launch.train: error: ")
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    return line
+
+
+CTVIT = ["--config", "configs/tiny.py:ctvit", "loop.mesh=[1, 1, 1]"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (["model.ctvit.dim=32"], ["model.ctvit.dim 16 -> 32"]),
+        (["optimizer.algorithm=muon"], ["optimizer.algorithm 'adamw' -> 'muon'"]),
+        (["ctvit.lung_weight=0.5"], ["ctvit.lung_weight 0.0 -> 0.5"]),
+        (["loop.seed=1", "data.cases=25"], ["loop.seed 0 -> 1", "data.cases 24 -> 25"]),
+        (["optimizer.learning_rate=1e-4", "loop.steps=30"], ["optimizer.learning_rate"]),
+        (["dtype=bfloat16"], ["dtype 'float32' -> 'bfloat16'"]),
+    ],
+)
+def test_what_must_not_change_is_named(folder, capsys, changes, names):
+    workdir = folder / "ctvit"
+    line = refused(capsys, workdir, *CTVIT, *ADVERSARIAL, *changes)
+    assert all(name in line for name in names) and "--accept-changes" in line
+    assert "loop.steps" not in line
+    assert load_parts(workdir).config.ctvit.dim == 16
+
+
+def test_another_stage_is_refused(folder, capsys):
+    assert "run of stage ctvit, not t5" in refused(
+        capsys, folder / "ctvit", "--config", "configs/tiny.py:t5"
+    )
+
+
+def test_length_and_rhythm_may_change_with_a_note(tmp_path, capsys):
+    quick = ["loop.steps=2", "data.cases=16", "optimizer.schedule=cosine"]
+    run(tmp_path, "ctvit", overrides=quick)
+    capsys.readouterr()
+    again = [*quick, "loop.steps=4", "loop.log_every=1", "loop.keep_checkpoints=1"]
+    assert run(tmp_path, "ctvit", overrides=again)[-1]["step"] == 4
+    told = capsys.readouterr().err
+    assert "note: the run goes on with loop.steps 2 -> 4" in told
+    assert "note: the cosine schedule changes with loop.steps" in told
+    accepted = [*again, "loop.steps=5", "optimizer.weight_decay=0.1"]
+    arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(tmp_path / "ctvit")]
+    arguments += ["loop.mesh=[1, 1, 1]", f"data.folder={tmp_path / 'pool'}", *accepted]
+    assert train.main(arguments) == 2
+    assert train.main([*arguments, "--accept-changes"]) == 0
+    assert json.loads((tmp_path / "ctvit/config.json").read_text())["optimizer"]["weight_decay"]
+
+
+def test_a_stopped_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path, capsys, monkeypatch):
+    make = batches.volume_batch
+
+    def stopping(sources, cases):
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(cases)
+        return make(sources, cases)
+
+    calls: list = []
+    monkeypatch.setattr(batches, "volume_batch", stopping)
+    arguments = [*CTVIT, "--workdir", str(tmp_path / "ctvit"), "data.cases=16", "loop.steps=9"]
+    assert train.main(arguments) == 75
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    step = json.loads((tmp_path / "ctvit/status.json").read_text())["step"]
+    assert (
+        said
+        == f"launch.train: stopped at step {step} of 9 and saved; run the same command to go on"
+    )
+    assert json.loads((tmp_path / "ctvit/status.json").read_text())["state"] == "stopped"
+    assert not (tmp_path / "ctvit/run.lock").exists()
+
+    export = [str(tmp_path / "ctvit"), "--out", str(tmp_path / "model")]
+    assert export_model.main(export) == 2
+    assert f"is at step {step} of 9" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    later = ["--config", "configs/tiny.py:maskgit", "--from", str(tmp_path / "ctvit")]
+    assert train.main([*later, "--workdir", str(tmp_path / "m")]) == 2
+    assert "--allow-unfinished" in capsys.readouterr().err
+    assert export_model.main([*export, "--allow-unfinished"]) == 0
+
+    assert train.main(arguments) == 0
+    assert json.loads((tmp_path / "ctvit/status.json").read_text()) == {
+        "state": "finished",
+        "step": 9,
+        "steps": 9,
+    }
+    assert export_model.main(export) == 0
+
+
+def test_the_same_command_twice_is_refused(folder, capsys):
+    with locked(folder / "ctvit"):
+        assert train.main([*CTVIT, "--workdir", str(folder / "ctvit")]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+# --- What belongs together stays together
+
+
+@pytest.fixture(scope="module")
+def strangers(folder, tmp_path_factory):
+    """A CT-ViT of another seed, and the model folder of the first runs."""
+    other = tmp_path_factory.mktemp("other")
+    run(other, "ctvit", overrides=["loop.seed=5", "loop.steps=2", f"data.folder={folder / 'pool'}"])
+    sources = [str(folder / stage) for stage in ("ctvit", "maskgit", "superres")]
+    assert export_model.main([*sources, "--out", str(other / "model")]) == 0
+    return other
+
+
+def test_a_model_of_strangers_is_not_exported(folder, strangers, tmp_path, capsys):
+    for networks in (
+        [strangers / "ctvit", folder / "maskgit"],
+        [folder / "maskgit", folder / "superres", strangers / "ctvit"],
+        [strangers / "model", strangers / "ctvit"],
+    ):
+        arguments = [*map(str, networks), "--out", str(tmp_path / "m")]
+        assert export_model.main(arguments) == 2
+        assert "maskgit was trained with another ctvit" in capsys.readouterr().err
+        assert not (tmp_path / "m").exists()
+    arguments = [str(folder / name) for name in ("ctvit", "maskgit", "superres", "t5")]
+    assert export_model.main([*arguments, "--out", str(tmp_path / "m")]) == 2
+    assert "trained with another t5" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_strangers(folder, strangers, capsys):
+    sources = ["--from", str(strangers / "ctvit"), "--from", str(folder / "t5")]
+    arguments = ["--config", "configs/tiny.py:maskgit", *sources, "maskgit.critic=self"]
+    line = refused(capsys, folder / "maskgit", *arguments, "loop.mesh=[1, 1, 1]")
+    assert "ctvit " in line and " -> " in line
+
+
+def test_provenance_goes_through_model_folders(folder, strangers, tmp_path):
+    model = load_model(strangers / "model")
+    trained = load_parts(folder / "maskgit").provenance
+    found = model.provenance
+    assert found.identities["maskgit"] == trained.identities["maskgit"]
+    assert found.trained_with["maskgit"] == trained.trained_with["maskgit"]
+    assert set(found.trained_with["maskgit"]) == {"ctvit", "t5", "tokenizer"}
+    assert set(found.trained_with["superres"]) == {"ctvit", "t5", "tokenizer"}
+    again = [str(folder / "maskgit"), str(strangers / "model"), "--out", str(tmp_path / "m")]
+    assert export_model.main(again) == 0
+    assert load_model(tmp_path / "m").provenance == found
+
+
+def test_a_damaged_newest_checkpoint_does_not_stop_an_export(folder, tmp_path, capsys):
+    for stage in ("ctvit",):
+        shutil.copytree(folder / stage, tmp_path / stage)
+    path = tmp_path / "ctvit/checkpoints/20"
+    shutil.copytree(path, tmp_path / "ctvit/checkpoints/19")
+    shutil.rmtree(path / "ema.ctvit")
+    assert export_model.main([str(tmp_path / "ctvit"), "--out", str(tmp_path / "model")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert "checkpoint 20" in told[0] and "no other is whole" in told[-1]
+    assert all("Traceback" not in line for line in told)
+
+
+# --- Ids of large codebooks
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [(32, "uint8"), (256, "uint8"), (257, "uint16"), (40_000, "uint16"), (65_537, "uint32")],
+)
+def test_ids_have_room_in_what_they_are_stored_as(codes, expected):
+    kind = data.smallest_id_type(codes)
+    assert np.dtype(kind).name == expected
+    assert int(np.array(codes - 1).astype(kind)) == codes - 1

@@ -36,8 +36,8 @@ def run(case):
     state = case.weights()
     config, variables = ctvit_from_reference(state)
     model = CTViT(**module_fields(config))
-    base_dim, discriminator_params = discriminator_from_reference(state)
-    discriminator = Discriminator(base_dim)
+    attributes, discriminator_params = discriminator_from_reference(state)
+    discriminator = Discriminator(**attributes)
 
     def generator(params, discriminator_params, volume, picked, slice_mask):
         def judge(slices):

@@ -6,87 +6,19 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from line_stage import RULES, RUN, STAGE, batch_of, batches, init_state, leaves, run
 
 from gct_jax import sharding
 from gct_jax.errors import ConfigError, GctError
 from gct_jax.training import loop
 from gct_jax.training.checkpoint import Checkpoints
-from gct_jax.training.config import LoopConfig, OptimizerConfig
-from gct_jax.training.optimizer import apply_gradients, make_optimizer, update_average
-from gct_jax.training.state import TrainState
-
-OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=3, schedule="cosine", ema_decay=0.9)
-RUN = LoopConfig(
-    steps=12, batch_size=8, log_every=2, eval_every=6, sample_every=6, checkpoint_every=5
-)
-TRUTH = np.arange(4, dtype=np.float32)
-
-
-def init_state(key, pretrained):
-    params = {"line": {"kernel": jax.random.normal(key, (4, 2))}}
-    return TrainState(
-        step=jnp.int32(0),
-        key=key,
-        params=params,
-        ema=params,
-        opt_state={"line": make_optimizer(OPTIMIZER, RUN.steps).init(params)},
-        extra={},
-    )
-
-
-def loss_fn(params, batch, key):
-    noise = 0.1 * jax.random.normal(key, batch["y"].shape)
-    error = batch["x"] @ params["line"]["kernel"] - batch["y"] - noise
-    return jnp.mean(error**2)
-
-
-def train_step(state, batch, key):
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, key)
-    params, opt_state, norms = apply_gradients(
-        make_optimizer(OPTIMIZER, RUN.steps), grads, state.opt_state["line"], state.params
-    )
-    ema = update_average(state.ema, params, state.step, OPTIMIZER.ema_decay)
-    state = state.replace(params=params, ema=ema, opt_state={"line": opt_state})
-    return state, {"loss": loss, **norms}
-
-
-def eval_step(state, batch, key):
-    return {"loss": loss_fn(state.ema, batch, key)}
-
-
-STAGE = loop.Stage(init_state, train_step, eval_step)
-
-
-def batch_of(step):
-    rng = np.random.default_rng([1, step])
-    x = rng.standard_normal((8, 4), dtype=np.float32)
-    return {"x": x, "y": np.stack([x @ TRUTH, -x @ TRUTH], -1)}
-
-
-def batches(start):
-    step = start
-    while True:
-        yield batch_of(step)
-        step += 1
 
 
 @pytest.fixture(autouse=True)
 def parameter_rules(monkeypatch):
-    monkeypatch.setattr(sharding, "PARAMETER_RULES", ((r"line/kernel$", P("fsdp", "tensor")),))
-
-
-def leaves(state):
-    trees = (state.step, jax.random.key_data(state.key), state.params, state.ema, state.opt_state)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(trees)]
-
-
-def run(folder, steps=RUN.steps, mesh=(2, 2, 2), stream=batches, **options):
-    config = dataclasses.replace(RUN, steps=steps, mesh=mesh)
-    return loop.train(STAGE, config, folder, stream, **options)
+    monkeypatch.setattr(sharding, "PARAMETER_RULES", RULES)
 
 
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path):
@@ -161,7 +93,73 @@ def test_batch_that_does_not_fit_the_mesh_is_refused(tmp_path):
         run(tmp_path, mesh=(3, 1, 1))
 
 
-def test_restoring_without_a_checkpoint_names_the_folder(tmp_path):
-    abstract = jax.eval_shape(init_state, jax.random.key(0), None)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(GctError, match=str(tmp_path)):
-        checkpoints.restore(abstract)
+def test_how_a_run_ends_is_told(tmp_path):
+    told = []
+
+    def poisoned(start):
+        for step, batch in enumerate(batches(start), start + 1):
+            yield {**batch, "y": batch["y"] * np.float32(np.nan)} if step == 3 else batch
+
+    def stopped(start):
+        for step, batch in enumerate(batches(start), start + 1):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGHUP)
+            yield batch
+
+    with pytest.raises(GctError, match="nan"):
+        run(tmp_path / "a", stream=poisoned, on_change=lambda *change: told.append(change))
+    run(tmp_path / "b", stream=stopped, on_change=lambda *change: told.append(change))
+    run(tmp_path / "b", on_change=lambda *change: told.append(change))
+    assert [status for status, _ in told] == [
+        *("running", "failed"),
+        *("running", "stopped"),
+        *("running", "finished"),
+    ]
+    assert told[3][1] == told[4][1] in (2, 3)
+    assert told[5] == ("finished", 12)
+
+
+@pytest.mark.parametrize("later", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_that_follow_do_not_lose_the_save(tmp_path, later, monkeypatch):
+    def interrupted(start):
+        for i, batch in enumerate(batches(start)):
+            if i == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), later)
+            yield batch
+
+    wait = Checkpoints.wait
+
+    def slow_wait(self):  # while the save is written
+        os.kill(os.getpid(), later)
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", slow_wait)
+    stopped = run(tmp_path, stream=interrupted)
+    assert int(stopped.step) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(sharding, "PARAMETER_RULES", RULES)
+    for a, b in zip(leaves(run(tmp_path)), leaves(run(tmp_path / "whole")), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_third_interrupt_ends_at_once(tmp_path):
+    def interrupted(start):
+        for batch in batches(start):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stream=interrupted)
+
+
+def test_a_metrics_file_that_was_cut_is_mended(tmp_path):
+    run(tmp_path, steps=5)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 5, "lo')
+    run(tmp_path, steps=8)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert path.read_text().startswith(whole)
+    assert [entry["step"] for entry in lines if "loss" in entry] == [2, 4, 5, 6, 8]

@@ -1,0 +1,45 @@
+"""A number for the content of an array that does not depend on how it lies on devices or hosts.
+
+    c(x) = sum_i  p (b_i xor q i)   mod 2**32                                               (1)
+
+with b_i the bits of element i in row-major order and odd constants p and q. Integers add up to the
+same whatever the order, and a change in one element always changes the sum.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+P, Q = 0x85EBCA6B, 0x9E3779B1
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+@jax.jit
+def checksum(array: jax.Array) -> jax.Array:
+    """Equation (1), uint32, of an array of at most four bytes per element."""
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize]).astype(jnp.uint32)
+    place = jnp.zeros(array.shape, jnp.uint32)
+    for axis in range(array.ndim):
+        step = np.uint32(np.prod(array.shape[axis + 1 :], dtype=np.int64) % 2**32)
+        place += step * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    return jnp.sum((bits ^ (np.uint32(Q) * place)) * np.uint32(P), dtype=jnp.uint32)
+
+
+def tree_checksums(tree: Any) -> dict[str, list]:
+    """[shape, checksum] of each array of a tree, by its path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    sums = jax.device_get([checksum(leaf) for _, leaf in leaves])
+    return {
+        jax.tree_util.keystr(path): [list(leaf.shape), int(value)]
+        for (path, leaf), value in zip(leaves, sums, strict=True)
+    }
+
+
+def tree_shapes(tree: Any) -> dict[str, list[int]]:
+    """Shape of each array of a tree, abstract or not, by its path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}
