@@ -35,13 +35,16 @@ class VolumeConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CTViTConfig(Checked):
-    """CT-ViT: see `gct_jax.models.ctvit.CTViT`. The last three options are named quirks:
-    published weights need "bidirectional", "interleaved" and "both" (reference Q3, Q1, 3.1)."""
+    """CT-ViT: see `gct_jax.models.ctvit.CTViT`. `patch_size` is a side, or (height, width).
+
+    The last three options are named quirks: published weights need "bidirectional", "interleaved"
+    and "both" (reference Q3, Q1, 3.1).
+    """
 
     channels: int = number(1, least=1)
     dim: int = number(512, least=1)
     codebook_size: int = number(8192, least=1)
-    patch_size: int = number(16, least=1)
+    patch_size: int | tuple[int, int] = number(16, least=1, length=2)
     temporal_patch_size: int = number(2, least=1)
     spatial_depth: int = number(4, least=1)
     temporal_depth: int = number(4, least=1)
@@ -55,7 +58,8 @@ class CTViTConfig(Checked):
 @dataclasses.dataclass(frozen=True)
 class MaskGitConfig(Checked):
     """MaskGIT and its critics: see `gct_jax.models.maskgit.MaskGit` and
-    `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text conditioning."""
+    `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text conditioning.
+    `ff_dim` None: feed-forward layers of floor(8 dim / 3) hidden units."""
 
     num_tokens: int = number(8192, least=1)
     max_sequence_length: int = number(10000, least=1)
@@ -64,6 +68,7 @@ class MaskGitConfig(Checked):
     depth: int = number(6, least=1)
     heads: int = number(8, least=1)
     dim_head: int = number(64, least=1)
+    ff_dim: int | None = number(None, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,8 @@ class UNetConfig(Checked):
     i.e. per entry of `dim_mults`. `layer_attns` entries are "none", "full" or "linear" self
     attention. The middle blocks have their own attention size because published weights have
     8 heads of 64 there whatever `attn_heads` and `attn_dim_head` say (reference Q29).
-    `init_cross_embed_kernel_sizes` None means one 7x7 convolution, and
+    `use_linear_cross_attn` is one value for all levels, or one per level.
+    `init_cross_embed_kernel_sizes` None means one convolution of `init_conv_kernel_size`, and
     `cross_embed_downsample_kernel_sizes` None space-to-depth. `text_embed_dim` None: no text.
     """
 
@@ -101,8 +107,9 @@ class UNetConfig(Checked):
     layer_attns: tuple[str, ...] = choice(("none", "none", "none"), ("none", "full", "linear"))
     layer_attns_depth: tuple[int, ...] = number((1, 1, 1), least=1)
     layer_cross_attns: tuple[bool, ...] = (True, True, True)
-    use_linear_cross_attn: bool = False
+    use_linear_cross_attn: bool | tuple[bool, ...] = False
     attend_at_middle: bool = False
+    layer_mid_attns_depth: int = number(1, least=1)
     attn_heads: int = number(8, least=1)
     attn_dim_head: int = number(64, least=1)
     mid_cross_attn_heads: int = number(8, least=1)
@@ -119,6 +126,7 @@ class UNetConfig(Checked):
     self_cond: bool = False
     cond_images_channels: int = number(0, least=0)
     init_cross_embed_kernel_sizes: tuple[int, ...] | None = number((3, 7, 15), least=1)
+    init_conv_kernel_size: int = number(7, least=1)
     cross_embed_downsample_kernel_sizes: tuple[int, ...] | None = number(None, least=1)
     memory_efficient: bool = True
     pixel_shuffle_upsample: bool = True
@@ -138,9 +146,10 @@ class UNetConfig(Checked):
             "layer_attns_depth",
             "layer_cross_attns",
             "resnet_groups",
+            "use_linear_cross_attn",
         ):
             entries = getattr(self, name)
-            if len(entries) != levels:
+            if not isinstance(entries, bool) and len(entries) != levels:
                 raise ConfigError(
                     f"UNetConfig.{name} has {len(entries)} entries, but dim_mults has {levels}"
                 )
@@ -241,7 +250,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
-        (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        hint = member(hint, value)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:
@@ -254,6 +263,14 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}")
     return value
+
+
+def member(union: Any, value: Any) -> Any:
+    """The type of a union, apart from None, that `value` is to have: a tuple for several values."""
+    members = [arg for arg in typing.get_args(union) if arg is not type(None)]
+    several = isinstance(value, (list, tuple))
+    fitting = [arg for arg in members if (typing.get_origin(arg) is tuple) == several]
+    return (fitting or members)[0]
 
 
 def override(config: T, assignments: list[str]) -> T:

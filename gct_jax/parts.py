@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gct_jax.config import ModelConfig, module_fields
 from gct_jax.errors import ConfigError, ModelFolderError
+from gct_jax.models.ctvit import patch_sides
 from gct_jax.random_keys import random_key
 
 CONFIG_FIELD = {"ctvit": "ctvit", "maskgit": "maskgit", "superres": "unet", "t5": "t5"}
@@ -74,9 +75,9 @@ def abstract_variables(config: ModelConfig, part: str) -> dict[str, Any]:
 def _example_inputs(config: ModelConfig, part: str) -> tuple[tuple, dict[str, Any]]:
     """The smallest inputs through which every parameter of the part is used."""
     if part == "ctvit" and config.ctvit:
-        size = config.ctvit.patch_size
+        size = patch_sides(config.ctvit.patch_size)
         slices = 1 + config.ctvit.temporal_patch_size
-        return (jnp.zeros((1, slices, size, size, config.ctvit.channels)),), {}
+        return (jnp.zeros((1, slices, *size, config.ctvit.channels)),), {}
     if part == "maskgit" and config.maskgit:
         ids = jnp.zeros((1, 1, 1, 1), jnp.int32)
         if config.maskgit.context_dim is None:
@@ -111,7 +112,7 @@ def check_parts_fit(config: ModelConfig) -> None:
     """
     ctvit, maskgit, t5, unet = config.ctvit, config.maskgit, config.t5, config.unet
     if ctvit:
-        if config.volume.image_size % ctvit.patch_size:
+        if any(config.volume.image_size % side for side in patch_sides(ctvit.patch_size)):
             raise ConfigError(
                 f"volume.image_size = {config.volume.image_size} is no multiple of "
                 f"ctvit.patch_size = {ctvit.patch_size}"

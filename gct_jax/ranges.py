@@ -97,9 +97,11 @@ class Checked:
 def _problem(hint: Any, limits: Range | None, config: Any, name: str) -> str | None:
     value = getattr(config, name)
     if isinstance(hint, types.UnionType):
-        if value is None:
+        if value is None and type(None) in typing.get_args(hint):
             return None
-        (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        members = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        several = [arg for arg in members if typing.get_origin(arg) is tuple]
+        hint = several[0] if several and isinstance(value, tuple) else members[0]
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, tuple):
             return "must be a tuple"

@@ -1,12 +1,13 @@
 """`convert`: weight files of other programs to a model folder."""
 
 import argparse
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gct_jax.config import CTViTConfig, ModelConfig, from_dict, literal, override
+from gct_jax.config import ModelConfig, literal, override
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.runtime.files import replace_files_when_done
 from gct_jax.runtime.stopping import deferred
@@ -19,8 +20,13 @@ KINDS = {
     "ctvit": ("ctvit",),
     "transformer": ("transformer", "maskgit"),
     "superres": ("superres",),
+    "critic": ("token_critic", "self_critic"),
+    "quantizer": ("quantizer",),
 }
 FREE_FIELDS = ("name", "description", "volume.", "diffusion.", "sampling.", "t5.max_length")
+BESIDE = ("token_critic", "self_critic", "quantizer")  # no part of a model folder
+WITH_COPIES = ("ctvit", "transformer", "superres", "critic")
+SECTIONS = {"ctvit": "ctvit", "superres": "unet"}
 TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
 LICENSE_TEXT = "These weights were converted from {}. The licence of those files applies.\n"
 NOT_IN_WEIGHTS = """\
@@ -30,8 +36,12 @@ not in the weights, with the published system's values as defaults; change them 
   diffusion.image_size, .objective, .noise_schedule, .low_res_noise_schedule, ...
   sampling.steps, .temperature, .guidance, .superres_steps, .superres_guidance, ...
   t5.max_length; ctvit.channels (without a discriminator)
-  unet.resnet_groups, .cosine_sim_attn, .use_linear_cross_attn, .scale_skip_connection,
-  .self_cond, .cond_images_channels; .attn_dim_head (where no level has softmax attention)
+  ctvit.patch_size (square unless given, for instance '(16, 12)' for height and width)
+  unet.resnet_groups, .cosine_sim_attn, .scale_skip_connection, .self_cond,
+  .cond_images_channels; .use_linear_cross_attn (True, or per level '(True, False)');
+  .attn_dim_head (where no level has softmax attention)
+what was assumed is printed. Of a trainer's checkpoint the averaged (EMA) weights are used; --copy
+takes others.
 """
 
 
@@ -59,6 +69,19 @@ def add_parser(subparsers: Any) -> None:
     generatect.add_argument(
         "--tokenizer", **weight_file, help="SentencePiece model (spiece.model beside the T5)"
     )
+    generatect.add_argument(
+        "--critic",
+        **weight_file,
+        help="a token critic or self critic alone; its weights are put beside the model's",
+    )
+    generatect.add_argument(
+        "--quantizer", **weight_file, help="a codebook alone; put beside the model's weights"
+    )
+    generatect.add_argument(
+        "--copy",
+        metavar="averaged|online|NAME",
+        help="which copy of the weights to take from a trainer's checkpoint (averaged)",
+    )
     generatect.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     generatect.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="see below; repeatable"
@@ -77,22 +100,27 @@ def run(arguments: argparse.Namespace) -> None:
     """
     sources = [p for p in (*_weight_files(arguments).values(), arguments.t5) if p is not None]
     if not sources:
-        raise InputError("give at least one of --ctvit, --transformer, --superres, --t5")
+        raise InputError(
+            "give at least one of --ctvit, --transformer, --superres, --t5, --critic, --quantizer"
+        )
     assignments = _parse_assignments(arguments.set)
 
     with deferred():
-        from gct_jax.interop.generatect.set_aside import write_set_aside
+        from gct_jax.interop.generatect.files import unused
+        from gct_jax.interop.generatect.set_aside import write_beside, write_set_aside
         from gct_jax.model_folder import save_model
         from gct_jax.runtime.numerics import prepare_jax
 
     prepare_jax("gct")
 
     files = _use_one_ctvit(_read_files(arguments, assignments))
+    beside = [file for file in files if file.kind in BESIDE]
     config: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     for file in files:
-        config |= file.config
-        variables |= file.variables
+        if file not in beside:
+            config |= file.config
+            variables |= file.variables
     tokenizer_bytes = None
     if arguments.t5 is not None:
         tokenizer = _find_tokenizer(arguments)
@@ -121,9 +149,12 @@ def run(arguments: argparse.Namespace) -> None:
             tokenizer_bytes,
             license_text=LICENSE_TEXT.format(names),
             weight_dtype=arguments.weights,
+            provenance=_provenance(files, variables, tokenizer_bytes),
         )
-        write_set_aside(folder, files)
-    _report(arguments.out, model, variables, files)
+        for file in beside:
+            write_beside(folder, file)
+        write_set_aside(folder, [unused(file) if file in beside else file for file in files])
+    _report(arguments.out, model, variables, files, arguments.set)
 
 
 def read_t5(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -164,20 +195,16 @@ def _read_files(
     arguments: argparse.Namespace, assignments: Mapping[str, Mapping[str, Any]]
 ) -> list["ReferenceFile"]:
     from gct_jax.interop.generatect.files import read_reference
-    from gct_jax.interop.generatect.unet_config import NotInferable
 
-    unet = from_dict(NotInferable, assignments["unet"], "unet")
-    if set(assignments["ctvit"]) - {"channels"}:
-        raise ConfigError("--set ctvit: only ctvit.channels is not read from the weights")
-    ctvit = from_dict(CTViTConfig, assignments["ctvit"], "ctvit")
     files = []
     for option, path in _weight_files(arguments).items():
         if path is None:
             continue
         file = read_reference(
             path,
-            channels=ctvit.channels if assignments["ctvit"] else None,
-            unet_options={name: getattr(unet, name) for name in assignments["unet"]},
+            ctvit_options=assignments["ctvit"],
+            unet_options=assignments["unet"],
+            copy=arguments.copy if option in WITH_COPIES else None,
         )
         if file.kind not in KINDS[option]:
             raise InputError(f"--{option} {path}: this is a {file.kind} file")
@@ -206,6 +233,26 @@ def _use_one_ctvit(files: list["ReferenceFile"]) -> list["ReferenceFile"]:
     return [unused(alone), *files[1:]]
 
 
+def _assumed(model: ModelConfig, files: list["ReferenceFile"], assignments: list[str]) -> list[str]:
+    """For each field that no file tells and no option gave: "--set FIELD=VALUE"."""
+    given = {text.partition("=")[0].strip() for text in assignments}
+    fields = {
+        f"{SECTIONS[part]}.{name}": value
+        for file in files
+        for part, values in file.assumed.items()
+        for name, value in values.items()
+    }
+    for section in ("diffusion", "sampling"):
+        if model.unet is not None or (section == "sampling" and model.maskgit is not None):
+            values = dataclasses.asdict(getattr(model, section))
+            fields |= {f"{section}.{name}": value for name, value in values.items()}
+    if model.t5 is not None:
+        fields["t5.max_length"] = model.t5.max_length
+    fields |= {f"volume.{n}": v for n, v in dataclasses.asdict(model.volume).items()}
+    shown = {name: value for name, value in fields.items() if name not in given}
+    return [f"--set '{name}={value}'" for name, value in shown.items()]
+
+
 def _find_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
     from gct_jax.text import Tokenizer
 
@@ -217,8 +264,29 @@ def _find_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
     return Tokenizer.load(candidates[0])
 
 
+def _provenance(
+    files: list["ReferenceFile"], variables: Mapping[str, Any], tokenizer_bytes: bytes | None
+) -> Any:
+    """What belongs together: a transformer's file says which CT-ViT, the call which T5."""
+    from gct_jax.provenance import TOKENIZER, Provenance, bytes_identity, identity
+
+    identities = {part: identity(tree) for part, tree in variables.items()}
+    if tokenizer_bytes is not None:
+        identities[TOKENIZER] = bytes_identity(tokenizer_bytes)
+    text = {name: identities[name] for name in ("t5", TOKENIZER) if name in identities}
+    readers = [part for part in ("maskgit", "superres") if part in identities]
+    trained_with: dict[str, dict[str, str]] = {part: dict(text) for part in readers}
+    if any(file.kind == "transformer" for file in files):
+        trained_with["maskgit"]["ctvit"] = identities["ctvit"]
+    return Provenance(identities, trained_with)
+
+
 def _report(
-    folder: Path, model: ModelConfig, variables: Mapping[str, Any], files: list["ReferenceFile"]
+    folder: Path,
+    model: ModelConfig,
+    variables: Mapping[str, Any],
+    files: list["ReferenceFile"],
+    assignments: list[str],
 ) -> None:
     import jax
 
@@ -232,7 +300,12 @@ def _report(
         f"assumed, see --set: {volume.slices} slices of {volume.image_size} x {volume.image_size}, "
         f"{volume.slice_spacing_mm} x {volume.pixel_spacing_mm} mm"
     )
+    for text in _assumed(model, files, assignments):
+        print(f"assumed: {text}")
     for file in files:
+        for part, prefix in file.prefixes.items() if file.unchosen else ():
+            others = ", ".join(repr(name) for name in file.unchosen)
+            print(f"{part}: weights {prefix!r} are used, not {others}; --copy takes others")
         groups = Counter(name.replace("/", ".").split(".")[0] for name in file.set_aside)
         if groups:
             kept = ", ".join(f"{name} {count}" for name, count in groups.items())

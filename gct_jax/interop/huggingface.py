@@ -37,6 +37,7 @@ NAMES = {
     ),
     "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
 }
+ENCODER_EMBEDDING = "encoder.embed_tokens.weight"
 LAYER_NAMES = {
     "pre_attention_layer_norm/scale": "layer.0.layer_norm.weight",
     "attention/query/kernel": "layer.0.SelfAttention.q.weight",
@@ -99,10 +100,14 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
     init = T5Encoder(**module_fields(config)).init
     abstract = jax.eval_shape(init, random_key(0), jnp.zeros((1, 1), jnp.int32))
     params = {}
+    state = {_clean(name): value for name, value in state.items()}
     for path, leaf in flatten_dict(abstract["params"], sep="/").items():
         name = names[path]
+        if path == EMBEDDING and name not in state:
+            name = ENCODER_EMBEDDING  # the same tensor, of an encoder that was saved alone
         if name not in state:
-            raise ModelFolderError(f"T5 weights: tensor {name} is missing")
+            named = f"{names[path]} (or {name})" if name != names[path] else name
+            raise ModelFolderError(f"T5 weights: tensor {named} is missing")
         value = as_float32(name, state[name])
         value = value if path == EMBEDDING else value.T
         if value.shape != leaf.shape:
@@ -137,6 +142,11 @@ def t5_to_huggingface(config: T5Config, variables: dict[str, Any], folder: str |
     }
     write_safetensors(Path(folder) / "model.safetensors", state, {"format": "pt"})
     (Path(folder) / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _clean(name: str) -> str:
+    """A name without the wrappers of `torch.compile` and data parallelism."""
+    return name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("transformer.")
 
 
 def _names(config: T5Config) -> dict[str, str]:

@@ -9,6 +9,7 @@ instance `target.encoder.encoder_norm.scale`. Of either, only the encoder is rea
 skipped while the file is parsed, and no folder of theirs is opened.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ WANTED = ("encoder", "token_embedder")
 ARRAY_CODE = 1  # flax's msgpack extension for arrays
 PLACEHOLDER = "PLACEHOLDER://"
 VERSION = 3
+TENSORFLOW_STATE = b"model_checkpoint_path:"
 
 
 def t5_from_t5x(path: str | Path, max_length: int = 256) -> tuple[T5Config, dict[str, Any]]:
@@ -50,10 +52,12 @@ def t5_from_t5x(path: str | Path, max_length: int = 256) -> tuple[T5Config, dict
     """
     index = Path(path) / INDEX if Path(path).is_dir() else Path(path)
     if not index.is_file():
+        _refuse_tensorflow(Path(path), index)
         raise ModelFolderError(
             f"{path} is neither a T5X checkpoint (a folder with a file '{INDEX}') nor a Hugging "
             "Face folder (with config.json)"
         )
+    _refuse_tensorflow(Path(path), index)
     leaves = _read_index(index)
     _require_t5_1_1(index, leaves)
     flat = {
@@ -72,6 +76,22 @@ def t5_from_t5x(path: str | Path, max_length: int = 256) -> tuple[T5Config, dict
                 f"{expected.get(name, 'nothing')} there"
             )
     return config, {"params": unflatten_dict(flat, sep="/")}
+
+
+def _refuse_tensorflow(path: Path, index: Path) -> None:
+    """Raise ModelFolderError for the checkpoints of the original T5, before T5X."""
+    folder = path if path.is_dir() else path.parent
+    start = b""
+    if index.is_file():
+        with index.open("rb") as file:
+            start = file.read(len(TENSORFLOW_STATE))
+    of_tensorflow = re.search(r"\.(index|meta|data-\d+-of-\d+)$|^model\.ckpt-\d+$", path.name)
+    only_tensorflow = not index.is_file() and any(folder.glob("*.ckpt-*.index"))
+    if start == TENSORFLOW_STATE or of_tensorflow or (path.is_dir() and only_tensorflow):
+        raise ModelFolderError(
+            f"{path} is a TensorFlow checkpoint (T5 before T5X); give the T5X checkpoint of the "
+            "same model, or its Hugging Face folder"
+        )
 
 
 def t5_to_t5x(variables: dict[str, Any], folder: str | Path) -> None:

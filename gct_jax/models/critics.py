@@ -26,6 +26,7 @@ class TokenCritic(nn.Module):
     heads: int
     dim_head: int
     context_dim: int | None = None
+    ff_dim: int | None = None
     backend: str = "auto"
     recompute: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -51,6 +52,7 @@ class TokenCritic(nn.Module):
             attend="all",
             causal_peg=False,
             backend=self.backend,
+            ff_dim=self.ff_dim,
             recompute=self.recompute,
             dtype=self.dtype,
             name="transformer",

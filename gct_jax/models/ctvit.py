@@ -42,8 +42,16 @@ class CTViTOutput(NamedTuple):
     features: jax.Array
 
 
+PatchSize = int | tuple[int, int]
+
+
+def patch_sides(patch_size: PatchSize) -> tuple[int, int]:
+    """Height and width of a patch in pixels; one number stands for a square."""
+    return (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+
+
 def token_grid(
-    depth: int, height: int, width: int, *, patch_size: int, temporal_patch_size: int
+    depth: int, height: int, width: int, *, patch_size: PatchSize, temporal_patch_size: int
 ) -> tuple[int, int, int]:
     """Token grid (t, h, w) of a volume.
 
@@ -56,9 +64,10 @@ def token_grid(
             f"1 + a multiple of {temporal_patch_size}; "
             f"the nearest is {nearest_slice_count(depth, temporal_patch_size)}"
         )
-    if height < 1 or width < 1 or height % patch_size or width % patch_size:
+    rows, columns = patch_sides(patch_size)
+    if height < 1 or width < 1 or height % rows or width % columns:
         raise ValueError(f"slices of {height} x {width} are not a multiple of patch {patch_size}")
-    return 1 + (depth - 1) // temporal_patch_size, height // patch_size, width // patch_size
+    return 1 + (depth - 1) // temporal_patch_size, height // rows, width // columns
 
 
 def slice_count(frames: int, temporal_patch_size: int) -> int:
@@ -73,7 +82,7 @@ def nearest_slice_count(slices: int, temporal_patch_size: int) -> int:
 
 
 def to_patches(
-    volume: jax.Array, *, patch_size: int, temporal_patch_size: int
+    volume: jax.Array, *, patch_size: PatchSize, temporal_patch_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Volume [batch, depth, height, width, channels] -> flattened patches of slice 0 [batch, 1, h,
     w, values] and of the others [batch, t - 1, h, w, values].
@@ -83,7 +92,8 @@ def to_patches(
     """
     token_grid(*volume.shape[1:4], patch_size=patch_size, temporal_patch_size=temporal_patch_size)
     pattern = "b (t pt) (h ph) (w pw) c -> b t h w (c pt ph pw)"
-    size = {"ph": patch_size, "pw": patch_size}
+    rows, columns = patch_sides(patch_size)
+    size = {"ph": rows, "pw": columns}
     first = rearrange(volume[:, :1], pattern, pt=1, **size)
     return first, rearrange(volume[:, 1:], pattern, pt=temporal_patch_size, **size)
 
@@ -136,7 +146,7 @@ class CTViT(nn.Module):
       channels: channels of the volume.
       dim, heads, dim_head: width, heads and head width of all four transformers.
       codebook_size: number of codes.
-      patch_size: pixels along each side of a patch in the slice.
+      patch_size: pixels along each side of a patch in the slice, or (height, width).
       temporal_patch_size: slices in a patch, except for slice 0.
       spatial_depth, temporal_depth: layers of each spatial and each temporal transformer.
       temporal_attention: "causal", or "bidirectional" for published weights.
@@ -153,7 +163,7 @@ class CTViT(nn.Module):
     channels: int = 1
     dim: int = 512
     codebook_size: int = 8192
-    patch_size: int = 16
+    patch_size: PatchSize = 16
     temporal_patch_size: int = 2
     spatial_depth: int = 4
     temporal_depth: int = 4
@@ -196,7 +206,8 @@ class CTViT(nn.Module):
         if self.patch_norm not in ("output", "both"):
             raise ValueError(f"patch_norm {self.patch_norm!r} is unknown")
         both_norms = self.patch_norm == "both"
-        slice_values = self.channels * self.patch_size**2
+        rows, columns = patch_sides(self.patch_size)
+        slice_values = self.channels * rows * columns
         self.first_patch_embedding = PatchEmbedding(self.dim, both_norms, self.dtype)
         self.patch_embedding = PatchEmbedding(self.dim, both_norms, self.dtype)
         self.spatial_bias = ContinuousPositionBias(self.dim, self.heads, grid_dims=2)
@@ -240,7 +251,8 @@ class CTViT(nn.Module):
     def to_pixels(self, features: jax.Array) -> jax.Array:
         """Decoder output [batch, t, h, w, dim] -> volume, float32, not clipped."""
         pattern = "b t h w (c pt ph pw) -> b (t pt) (h ph) (w pw) c"
-        size = {"c": self.channels, "ph": self.patch_size, "pw": self.patch_size}
+        rows, columns = patch_sides(self.patch_size)
+        size = {"c": self.channels, "ph": rows, "pw": columns}
         first = rearrange(self.first_pixels(features[:, :1]), pattern, pt=1, **size)
         rest = rearrange(self.pixels(features[:, 1:]), pattern, pt=self.temporal_patch_size, **size)
         return jnp.concatenate([first, rest], axis=1).astype(jnp.float32)

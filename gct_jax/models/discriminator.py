@@ -50,13 +50,13 @@ class Discriminator(nn.Module):
 
     Attributes:
       base_dim: block i has min(512, 4 * base_dim * 2^i) channels.
-      attention_size: attention follows the block whose *input* map has this many pixels a side,
+      attention_sizes: attention follows each block whose *input* map has as many pixels a side,
         as the published weights have it; a smaller image has none.
       dtype: computation type.
     """
 
     base_dim: int = 16
-    attention_size: int = 16
+    attention_sizes: tuple[int, ...] = (16,)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -77,7 +77,7 @@ class Discriminator(nn.Module):
             input_size = x.shape[1]
             channels = min(512, 4 * self.base_dim * 2**i)
             x = DiscriminatorBlock(channels, i < blocks - 1, self.dtype, name=f"block_{i}")(x)
-            if input_size == self.attention_size:
+            if input_size in self.attention_sizes:
                 tokens = rearrange(x, "b h w c -> b (h w) c")
                 attended = Attention(channels, 8, 64, dtype=self.dtype, name=f"attention_{i}")(
                     tokens

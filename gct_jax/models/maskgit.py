@@ -71,6 +71,7 @@ class MaskGit(nn.Module):
       max_sequence_length: rows of the position table, the largest usable number of tokens.
       dim, depth, heads, dim_head: of the transformer; `dim_head` is the width of the bias MLP too.
       context_dim: width of the text embeddings, None for an unconditional model.
+      ff_dim: hidden units of the feed-forward layers; None for floor(8 dim / 3).
       gradient_shrink: factor on the gradient of the embeddings; the published model used 0.1.
       backend: of the attention, see `gct_jax.kernels.attention.attention`.
       recompute: of the transformer's layers, see `Transformer`.
@@ -84,6 +85,7 @@ class MaskGit(nn.Module):
     heads: int
     dim_head: int
     context_dim: int | None = None
+    ff_dim: int | None = None
     gradient_shrink: float = 1.0
     backend: str = "auto"
     recompute: bool = False
@@ -104,6 +106,7 @@ class MaskGit(nn.Module):
             attend="all",
             causal_peg=False,
             backend=self.backend,
+            ff_dim=self.ff_dim,
             recompute=self.recompute,
             dtype=self.dtype,
         )

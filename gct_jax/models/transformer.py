@@ -153,15 +153,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward network, equation (3), of inner width floor(8 dim / 3)."""
+    """Gated feed-forward network, equation (3), of inner width `ff_dim` or floor(8 dim / 3)."""
 
     dim: int
+    ff_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., dim]."""
-        inner = 8 * self.dim // 3
+        inner = self.ff_dim or 8 * self.dim // 3
         x = layer_norm("norm", self.dtype)(x)
         value = linear(inner, self.dtype, "value")(x)
         gate = linear(inner, self.dtype, "gate")(x)
@@ -180,6 +181,7 @@ class TransformerLayer(nn.Module):
     causal_peg: bool
     peg_layout: str
     backend: str
+    ff_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -190,7 +192,7 @@ class TransformerLayer(nn.Module):
         self.peg = PositionConvolution(self.dim, self.causal_peg, self.peg_layout, self.dtype)
         self.self_attention = attention_layer(null_keys=0, causal=self.causal)
         self.cross_attention = attention_layer(null_keys=2, causal=False)
-        self.feed_forward = FeedForward(self.dim, self.dtype)
+        self.feed_forward = FeedForward(self.dim, self.ff_dim, self.dtype)
 
     def __call__(self, x, bias, context, context_mask, token_mask):
         """[batch, time, height, width, dim] -> the same shape; arguments as in `Transformer`."""
@@ -223,6 +225,7 @@ class Transformer(nn.Module):
       causal: with attend="time", a frame sees itself and earlier frames only.
       causal_peg, peg_layout: see `PositionConvolution`.
       backend: see `gct_jax.kernels.attention.attention`.
+      ff_dim: hidden units of the feed-forward layers; None for floor(8 dim / 3).
       recompute: the backward pass computes each layer again instead of keeping it.
       dtype: computation type.
     """
@@ -237,6 +240,7 @@ class Transformer(nn.Module):
     causal_peg: bool = True
     peg_layout: str = "grid"
     backend: str = "auto"
+    ff_dim: int | None = None
     recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -255,6 +259,7 @@ class Transformer(nn.Module):
                 self.causal_peg,
                 self.peg_layout,
                 self.backend,
+                self.ff_dim,
                 self.dtype,
             )
             for _ in range(self.depth)

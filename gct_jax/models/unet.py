@@ -52,8 +52,9 @@ class UNet(nn.Module):
     layer_attns: tuple[str, ...]
     layer_attns_depth: tuple[int, ...]
     layer_cross_attns: tuple[bool, ...]
-    use_linear_cross_attn: bool
+    use_linear_cross_attn: bool | tuple[bool, ...]
     attend_at_middle: bool
+    layer_mid_attns_depth: int
     attn_heads: int
     attn_dim_head: int
     mid_cross_attn_heads: int
@@ -70,6 +71,7 @@ class UNet(nn.Module):
     self_cond: bool
     cond_images_channels: int
     init_cross_embed_kernel_sizes: tuple[int, ...] | None
+    init_conv_kernel_size: int
     cross_embed_downsample_kernel_sizes: tuple[int, ...] | None
     memory_efficient: bool
     pixel_shuffle_upsample: bool
@@ -177,19 +179,21 @@ class UNet(nn.Module):
     def _initial_conv(self) -> nn.Module:
         features = self.init_dim or self.dim
         if self.init_cross_embed_kernel_sizes is None:
-            return conv(features, 7, dtype=self.dtype, name="initial_conv")
+            size = self.init_conv_kernel_size
+            return conv(features, size, dtype=self.dtype, name="initial_conv")
         sizes = self.init_cross_embed_kernel_sizes
         return CrossEmbed(features, sizes, dtype=self.dtype, name="initial_conv")
 
     def _resnet(
         self, features: int, level: int, name: str, *, gate: bool = False, cross: bool = False
     ) -> ResnetBlock:
+        linear = self.use_linear_cross_attn
         attention = functools.partial(
             CrossAttention,
             self.attn_heads,
             self.attn_dim_head,
             self.cosine_sim_attn,
-            self.use_linear_cross_attn,
+            linear if isinstance(linear, bool) else linear[level],
         )
         return ResnetBlock(
             features,
@@ -267,7 +271,7 @@ class UNet(nn.Module):
         if self.attend_at_middle:
             x = MapTransformer(
                 "full",
-                1,
+                self.layer_mid_attns_depth,
                 self.attn_heads,
                 self.attn_dim_head,
                 2.0,

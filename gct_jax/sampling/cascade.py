@@ -119,7 +119,8 @@ def fitting_slices(config: ModelConfig, asked: int) -> int:
         raise InputError(f"{asked} slices cannot be generated; ask for at least 1")
     patch = ctvit.temporal_patch_size
     fitting = 1 + math.ceil((asked - 1) / patch) * patch
-    frames = maskgit.max_sequence_length // (config.volume.image_size // ctvit.patch_size) ** 2
+    _, height, width = token_grid(config, 1)
+    frames = maskgit.max_sequence_length // (height * width)
     most = 1 + (frames - 1) * patch
     if fitting > most:
         raise InputError(

@@ -45,10 +45,10 @@ def test_config_and_tree(state):
 
 
 def test_discriminator_tree(state):
-    base_dim, params = discriminator_from_reference(state)
-    assert base_dim == 1
+    attributes, params = discriminator_from_reference(state)
+    assert attributes == {"base_dim": 1, "attention_sizes": (16,)}
     images = jax.ShapeDtypeStruct((1, 128, 128, 1), jnp.float32)
-    expected = jax.eval_shape(Discriminator(base_dim).init, jax.random.key(0), images)
+    expected = jax.eval_shape(Discriminator(**attributes).init, jax.random.key(0), images)
     assert shapes(params) == shapes(expected["params"])
 
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from golden_case import FOLDER
 from safetensors.numpy import load_file, save_file
+from tiny_model import random_variables, tiny_config
 
 from gct_jax.cli import main
-from gct_jax.config import DiffusionConfig, VolumeConfig
+from gct_jax.config import DiffusionConfig, VolumeConfig, override
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.documents import flatten_document, restore_document
 from gct_jax.interop.generatect.files import read_reference, reference_document
 from gct_jax.interop.torch_files import have_torch, read_torch
 from gct_jax.interop.weight_files import read_weight_file
-from gct_jax.model_folder import load_model
+from gct_jax.model_folder import load_model, save_model
 
 KINDS = {
     "critics_self": "self_critic",
@@ -128,7 +129,11 @@ def test_export_of_a_model_that_was_not_imported(tmp_path):
 
 
 def test_a_causal_model_cannot_be_exported_to_the_reference(tmp_path, capsys):
-    assert main(["export", "generatect", "--out", str(tmp_path / "out")]) == 2
+    config = override(tiny_config(), ["maskgit=None", "t5=None", "unet=None", "diffusion=None"])
+    variables = {"ctvit": random_variables(config, "ctvit")}
+    save_model(tmp_path / "m", config, variables, license_text="test")
+    export = ["export", "generatect", "--model", str(tmp_path / "m")]
+    assert main([*export, "--out", str(tmp_path / "out")]) == 2
     assert "temporal_attention = 'causal'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -155,5 +160,5 @@ def test_a_file_with_two_unets_is_refused(tmp_path):
     state = load_file(FOLDER / "superres.safetensors")
     again = {k.replace("unets.1.", "unets.2."): x for k, x in state.items()}
     save_file(state | again, tmp_path / "two.safetensors")
-    with pytest.raises(ModelFolderError, match=r"holds 2 U-Nets \('unets.1.', 'unets.2.'\)"):
+    with pytest.raises(ModelFolderError, match=r"2 copies .*\('unets.1.', 'unets.2.'\)"):
         read_reference(tmp_path / "two.safetensors")

@@ -90,3 +90,29 @@ def test_damaged_weights_are_named(folder):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ModelFolderError, match=r"model.safetensors is damaged or cut short"):
         t5_from_huggingface(folder)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        {"shared.weight": "encoder.embed_tokens.weight"},
+        {"shared.weight": "_orig_mod.shared.weight"},
+        {"encoder.block.0.": "encoder._orig_mod.block.0."},
+        {"encoder.": "module.encoder.", "shared.": "module.shared."},
+    ],
+)
+def test_other_names_of_the_same_tensors(folder, rename):
+    expected = t5_from_huggingface(folder)
+    state = load_file(folder / "model.safetensors")
+    for old, new in rename.items():
+        state = {new + n[len(old) :] if n.startswith(old) else n: x for n, x in state.items()}
+    save_file(state, folder / "model.safetensors")
+    np.testing.assert_equal(t5_from_huggingface(folder), expected)
+
+
+def test_an_encoder_without_embeddings_is_named(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["shared.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ModelFolderError, match=r"shared\.weight .*is missing"):
+        t5_from_huggingface(folder)

@@ -211,3 +211,20 @@ def test_damage_is_named(encoder, checkpoint, tmp_path):
     index.unlink()
     with pytest.raises(ModelFolderError, match="neither a T5X checkpoint"):
         t5_from_t5x(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("files", "given"),
+    [
+        ({"checkpoint": b'model_checkpoint_path: "model.ckpt-1000000"\n'}, "."),
+        ({"checkpoint": b'model_checkpoint_path: "model.ckpt-1000000"\n'}, "checkpoint"),
+        ({"model.ckpt-1000000.index": b"\0\1", "model.ckpt-1000000.meta": b"\0"}, "."),
+        ({"model.ckpt-1000000.index": b"\0\1"}, "model.ckpt-1000000.index"),
+        ({"model.ckpt-1000000.data-00000-of-00002": b"\0"}, "model.ckpt-1000000"),
+    ],
+)
+def test_a_tensorflow_checkpoint_is_called_by_its_name(tmp_path, files, given):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelFolderError, match=r"is a TensorFlow checkpoint .*give the T5X"):
+        t5_from_t5x(tmp_path / given)

@@ -90,9 +90,9 @@ def test_reference_position_bias(case, published):
 
 
 def test_reference_discriminator(case):
-    base_dim, params = discriminator_from_reference(case.weights())
+    attributes, params = discriminator_from_reference(case.weights())
     (images,) = case.inputs("discr_images")
-    logits = quick_jit(Discriminator(base_dim).apply)({"params": params}, images)
+    logits = quick_jit(Discriminator(**attributes).apply)({"params": params}, images)
     case.check("discr_logits", logits)
 
 

@@ -97,6 +97,32 @@ VARIANTS = {
         },
         {"use_linear_cross_attn": True},
     ),
+    "linear and ordinary cross attention, two middle layers, five by five": (
+        {
+            "dim_mults": (1, 2),
+            "num_resnet_blocks": 1,
+            "layer_attns": False,
+            "layer_cross_attns": True,
+            "use_linear_cross_attn": (True, False),
+            "attend_at_middle": True,
+            "layer_mid_attns_depth": 2,
+            "init_cross_embed": False,
+            "init_conv_kernel_size": 5,
+            "lowres_cond": True,
+        },
+        {"use_linear_cross_attn": (True, False)},
+    ),
+    "ordinary and linear cross attention": (
+        {
+            "dim_mults": (1, 2),
+            "num_resnet_blocks": 1,
+            "layer_attns": False,
+            "layer_cross_attns": True,
+            "use_linear_cross_attn": (False, True),
+            "lowres_cond": True,
+        },
+        {"use_linear_cross_attn": (False, True)},
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """PyTorch names and layouts of CT-ViT, its codebook and its slice discriminator."""
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,9 +23,11 @@ from gct_jax.interop.generatect.layout import (
     sizes,
     without_prefix,
 )
+from gct_jax.models.ctvit import patch_sides
 from gct_jax.models.discriminator import Discriminator
 from gct_jax.parts import abstract_variables
 from gct_jax.random_keys import random_key
+from gct_jax.ranges import Checked, number
 
 TRANSFORMERS = {
     "encoder_spatial": "enc_spatial_transformer",
@@ -42,10 +45,26 @@ REFERENCE_OPTIONS: dict[str, Any] = {
     "temporal_peg": "interleaved",
     "patch_norm": "both",
 }
+DISCRIMINATOR_INPUT = "discr.blocks.0.conv_res.weight"
 DISCRIMINATOR_HEADS = {"heads": 8, "dim_head": 64}
 
 
-def ctvit_from_reference(state: State, channels: int | None = None) -> tuple[CTViTConfig, Params]:
+@dataclasses.dataclass(frozen=True)
+class NotInferable(Checked):
+    """Fields of `CTViTConfig` that leave no trace in names and shapes. None: `channels` are those
+    that the discriminator sees, or 1 without one; patches are square."""
+
+    channels: int | None = number(None, least=1)
+    patch_size: int | tuple[int, int] | None = number(None, least=1, length=2)
+
+
+def assumptions(state: State, config: CTViTConfig, given: Collection[str]) -> dict[str, Any]:
+    """Fields that the weights do not tell and that were not `given`, with the values assumed."""
+    silent = {"patch_size"} | ({"channels"} if DISCRIMINATOR_INPUT not in state else set())
+    return {name: getattr(config, name) for name in sorted(silent - set(given))}
+
+
+def ctvit_from_reference(state: State, **not_inferable: Any) -> tuple[CTViTConfig, Params]:
     """Published CT-ViT weights -> config and variables {"params", "codebook"} of `CTViT`.
 
     The options that reproduce the original's arithmetic are set in the config. Discriminator
@@ -53,12 +72,12 @@ def ctvit_from_reference(state: State, channels: int | None = None) -> tuple[CTV
 
     Args:
       state: arrays by name.
-      channels: of the volume; by default those the discriminator sees, or 1 without one.
+      **not_inferable: fields of `CTViTConfig` named in `NotInferable`.
 
     Raises:
       ModelFolderError: a tensor is missing or unknown, or the shapes contradict each other.
     """
-    config = _config(state, channels)
+    config = _config(state, NotInferable(**not_inferable))
     return config, ctvit_layout(config).from_reference(state)
 
 
@@ -125,18 +144,24 @@ def codebook_layout(codebook_size: int, dim: int) -> Layout:
     return Layout.of({"codebook": abstract}, _codebook("codebook", "_codebook"))
 
 
-def _config(state: State, channels: int | None) -> CTViTConfig:
+def _config(state: State, options: NotInferable) -> CTViTConfig:
     _, codes, dim = sizes(state, "vq._codebook.embed", 3)
     (slice_values,) = sizes(state, "to_pixels_first_frame.0.bias", 1)
     (patch_values,) = sizes(state, "to_pixels.0.bias", 1)
-    discriminator = state.get("discr.blocks.0.conv_res.weight")
+    discriminator = state.get(DISCRIMINATOR_INPUT)
+    channels = options.channels
     if channels is None:
         channels = 1 if discriminator is None else discriminator.shape[1]
-    patch_size = math.isqrt(slice_values // channels)
-    if patch_size**2 * channels != slice_values or patch_values % slice_values:
+    patch_size: Any = options.patch_size
+    if patch_size is None:
+        patch_size = math.isqrt(slice_values // channels)
+    rows, columns = patch_sides(patch_size)
+    if rows * columns * channels != slice_values or patch_values % slice_values:
+        shape = "square patches" if options.patch_size is None else f"patches of {patch_size}"
         raise ModelFolderError(
-            f"patches of {slice_values} and {patch_values} values are not square patches of "
-            f"{channels} channel(s)"
+            f"patches of {slice_values} and {patch_values} values are not {shape} of {channels} "
+            "channel(s); state them with --set 'ctvit.patch_size=(HEIGHT, WIDTH)' and "
+            "--set ctvit.channels=N"
         )
     temporal, spatial = (f"enc_{kind}_transformer.layers." for kind in ("temporal", "spatial"))
     return CTViTConfig(
@@ -153,22 +178,37 @@ def _config(state: State, channels: int | None) -> CTViTConfig:
     )
 
 
-def discriminator_from_reference(state: State, prefix: str = "discr.") -> tuple[int, Params]:
-    """Published discriminator weights -> base width and parameters of `Discriminator`.
+def discriminator_from_reference(
+    state: State, prefix: str = "discr."
+) -> tuple[dict[str, Any], Params]:
+    """Published discriminator weights -> attributes and parameters of `Discriminator`.
+
+    The sizes of the maps that it attends to follow from the numbers of its attention blocks.
 
     Raises:
       ModelFolderError: a tensor is missing.
     """
     state = without_prefix(state, prefix)
     width, channels, *_ = sizes(state, "blocks.0.conv_res.weight", 4)
-    layout = discriminator_layout(width // 4, channels)
-    return width // 4, layout.from_reference(state)["params"]
+    side = 2 ** (count_indices(state, "blocks.") + 1)
+    attended = {name.split(".")[1] for name in state if name.startswith("attn_blocks.")}
+    base_dim = width // 4
+    attention_sizes = tuple(side >> int(i) for i in sorted(attended, key=int))
+    layout = discriminator_layout(base_dim, attention_sizes, channels, side)
+    attributes = {"base_dim": base_dim, "attention_sizes": attention_sizes}
+    return attributes, layout.from_reference(state)["params"]
 
 
-def discriminator_layout(base_dim: int, channels: int = 1) -> Layout:
-    """Which tensor of the reference holds which variable of `Discriminator`."""
-    images = jax.ShapeDtypeStruct((1, 128, 128, channels), jnp.float32)
-    abstract = jax.eval_shape(Discriminator(base_dim).init, random_key(0), images)
+def discriminator_layout(
+    base_dim: int, attention_sizes: tuple[int, ...] = (16,), channels: int = 1, side: int = 128
+) -> Layout:
+    """Which tensor of the reference holds which variable of `Discriminator`.
+
+    side: of the images that it was built for, 128 in the published system.
+    """
+    images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    init = Discriminator(base_dim, attention_sizes).init
+    abstract = jax.eval_shape(init, random_key(0), images)
     return Layout.of(abstract, _discriminator_entries(abstract["params"]))
 
 

@@ -1,7 +1,8 @@
 """Nested files of tensors and plain values, taken apart and put together again.
 
 A trainer checkpoint nests dicts and lists of tensors, numbers and strings. Apart, it is a flat dict
-of tensors, named by their keys joined with "/", and a JSON value that says where each belongs.
+of tensors, named by their keys joined with "/", and a JSON value that says where each belongs. The
+wrappers of `torch.compile` ("_orig_mod.") and data parallelism ("module.") are left out of names.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ def flatten_document(document: Any) -> tuple[dict[str, np.ndarray], Any]:
     """
     if not isinstance(document, dict):
         raise ModelFolderError(f"holds a {type(document).__name__}, not named tensors")
-    if all(isinstance(value, np.ndarray) for value in document.values()):
+    flat = all(isinstance(value, np.ndarray) for value in document.values())
+    if flat and not any(_clean(name) != name for name in document):
         return dict(document), None
     tensors: dict[str, np.ndarray] = {}
     return tensors, _structure(document, "", tensors)
@@ -39,11 +41,20 @@ def restore_document(structure: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     return content
 
 
+def _clean(name: str) -> str:
+    """A name without what `torch.compile` and data-parallel wrappers put into it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def _structure(node: Any, name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     def inner(key: Any, value: Any) -> dict[str, Any]:
-        return _structure(value, f"{name}/{key}" if name else str(key), tensors)
+        return _structure(
+            value, f"{name}/{_clean(str(key))}" if name else _clean(str(key)), tensors
+        )
 
     if isinstance(node, np.ndarray):
+        if name in tensors:
+            raise ModelFolderError(f"holds two tensors named {name!r}, but for a wrapper's prefix")
         tensors[name] = node
         return {"tensor": name}
     if isinstance(node, dict):

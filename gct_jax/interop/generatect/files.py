@@ -10,6 +10,7 @@ Whatever is no weight of ours (optimiser, perceptual network, tensors that nothi
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,20 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from gct_jax.config import from_dict
 from gct_jax.errors import GctError, ModelFolderError
-from gct_jax.interop.generatect import ctvit, maskgit, unet
+from gct_jax.interop.generatect import ctvit, maskgit, unet, unet_config
+from gct_jax.interop.generatect.copies import BUFFERS, choose_copy, name_averages
 from gct_jax.interop.generatect.documents import flatten_document, restore_document
 from gct_jax.interop.generatect.layout import Layout, Params, State, sizes, without_prefix
+from gct_jax.interop.generatect.unet_config import NotInferable
 from gct_jax.interop.weight_files import read_weight_file
 
-# A tensor that only this network has, under whatever prefix.
+# A parameter that only this network has, under whatever prefix; averages may lack buffers.
 SIGNATURES = {
     "superres": "to_time_cond.0.weight",
     "maskgit": "continuous_pos_bias.net.2.weight",
-    "ctvit": "vq._codebook.embed",
+    "ctvit": "spatial_rel_pos_bias.net.2.weight",
     "self_critic": "to_pred.0.weight",
     "token_critic": "to_logits.0.weight",
     "quantizer": "_codebook.embed",
@@ -41,6 +45,11 @@ LAYOUTS: dict[str, Callable[[Any], Layout]] = {
     "quantizer": lambda size: ctvit.codebook_layout(*size),
 }
 # Tensors beside the networks that a state dict of this kind may hold.
+SINGLE_KINDS = ("maskgit", "ctvit", "token_critic", "quantizer")
+ASSUMPTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "ctvit": ctvit.assumptions,
+    "superres": unet_config.assumptions,
+}
 COMPANIONS = {"transformer": ("critic.",), "superres": ("unets.",)}
 
 
@@ -56,6 +65,8 @@ class ReferenceFile:
       prefixes: what the file puts before the names of each network's tensors.
       set_aside: all other tensors by name; nested names are joined with "/".
       structure: nesting and plain values of a file that is more than one dict of tensors.
+      assumed: for each network, the fields of its config that the file does not tell.
+      unchosen: prefixes of further copies of the weights, for instance those that are not averaged.
     """
 
     kind: str
@@ -64,44 +75,69 @@ class ReferenceFile:
     prefixes: dict[str, str]
     set_aside: dict[str, np.ndarray]
     structure: Any = None
+    assumed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    unchosen: tuple[str, ...] = ()
 
 
 def read_reference(
-    path: str | Path, *, channels: int | None = None, unet_options: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    ctvit_options: Mapping[str, Any] | None = None,
+    unet_options: Mapping[str, Any] | None = None,
+    copy: str | None = None,
 ) -> ReferenceFile:
     """Read a `.pt` or `.safetensors` file; all sizes come from the tensors' names and shapes.
 
     Args:
-      path: the file. Of a trainer checkpoint, the averaged (EMA) weights are taken.
-      channels: of the volumes, for a CT-ViT without a discriminator (1).
-      unet_options: fields of `UNetConfig` named in `unet_config.NotInferable`, where they differ
-        from the published ones.
+      path: the file. Of a trainer's checkpoint, the averaged (EMA) weights are taken.
+      ctvit_options: fields of `CTViTConfig` named in `ctvit.NotInferable`, where they differ from
+        what is assumed.
+      unet_options: the same of `UNetConfig`, named in `unet_config.NotInferable`.
+      copy: "averaged", "online" or the prefix of the copy to read, where a file holds several.
 
     Raises:
-      GctError: the file cannot be read, is of no known kind, or a tensor in it is missing,
-        unexpected, not finite or of the wrong shape or type. The message names file and tensor.
+      ConfigError: an option that is unknown or out of its range.
+      GctError: the file cannot be read, is of no known kind, holds copies that cannot be told
+        apart, or a tensor in it is missing, unexpected, not finite or of the wrong shape or type.
+        The message names file and tensor.
     """
+    options = {
+        "ctvit": _checked_options(ctvit.NotInferable, "ctvit", ctvit_options or {}),
+        "superres": _checked_options(NotInferable, "unet", unet_options or {}),
+    }
     document = read_weight_file(path)
     try:
-        tensors, structure = flatten_document(document)
-        kind, prefixes = _recognise(tensors)
+        tensors, structure = name_averages(*flatten_document(document))
+        kind, prefixes, unchosen = _recognise(tensors, copy)
         _require_companions(tensors, kind, prefixes, structure)
-        config, variables = {}, {}
+        config, variables, assumed = {}, {}, {}
         set_aside = dict(tensors)
         for part, prefix in prefixes.items():
-            state = without_prefix(tensors, prefix)
-            config[part], variables[part] = _convert(part, state, channels, unet_options or {})
+            state = _state(tensors, prefix, unchosen, part)
+            given = options.get(part, {})
+            config[part], variables[part] = _convert(part, state, given)
+            if part in ASSUMPTIONS:
+                assumed[part] = ASSUMPTIONS[part](state, config[part], given)
             for name in LAYOUTS[part](config[part]).names():
-                del set_aside[prefix + name]
+                set_aside.pop(prefix + name, None)
     except GctError as error:
-        raise ModelFolderError(f"{path}: {error}") from None
+        text = str(error).replace("UNetConfig.", "unet.").replace("CTViTConfig.", "ctvit.")
+        raise ModelFolderError(f"{path}: {text}") from None
     for name in list(set_aside):  # a self critic saves the whole MaskGIT a second time
         original = name.removeprefix("critic.")
         if name.startswith("critic.maskgit.") and np.array_equal(
             set_aside[name], tensors.get(original, ())
         ):
             del set_aside[name]
-    return ReferenceFile(kind, config, variables, prefixes, set_aside, structure)
+    return ReferenceFile(
+        kind, config, variables, prefixes, set_aside, structure, assumed, tuple(unchosen)
+    )
+
+
+def _checked_options(cls: type, where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, if `cls` has such fields and they have these ranges."""
+    checked: Any = from_dict(cls, options, where)
+    return {name: getattr(checked, name) for name in options}
 
 
 def reference_document(file: ReferenceFile) -> Any:
@@ -134,19 +170,23 @@ def unused(file: ReferenceFile) -> ReferenceFile:
     )
 
 
-def _recognise(tensors: State) -> tuple[str, dict[str, str]]:
-    """The kind of a file and the prefix of each network in it."""
+def _recognise(tensors: State, copy: str | None = None) -> tuple[str, dict[str, str], list[str]]:
+    """The kind of a file, the prefix of each network in it, and those of the copies not chosen."""
     found = {kind: _prefixes(tensors, signature) for kind, signature in SIGNATURES.items()}
-    if found["superres"]:
-        return "superres", {"superres": _unet_prefix(found["superres"])}
-    if "" in found["self_critic"]:
-        return "self_critic", {"self_critic": ""}
-    maskgits = [prefix for prefix in found["maskgit"] if not prefix.startswith("critic.")]
-    if found["ctvit"] and maskgits:
-        return "transformer", {"ctvit": found["ctvit"][0], "maskgit": maskgits[0]}
-    for kind, prefixes in found.items():
+    ctvits = found["ctvit"]
+    whole = [p.removesuffix("maskgit.") for p in found["maskgit"] if p.endswith("maskgit.")]
+    whole = [prefix for prefix in whole if f"{prefix}ctvit." in ctvits]
+    kinds: tuple[tuple[str, list[str], dict[str, str]], ...] = (
+        ("superres", found["superres"], {"superres": ""}),
+        ("self_critic", found["self_critic"], {"self_critic": ""}),
+        ("transformer", whole, {"ctvit": "ctvit.", "maskgit": "maskgit."}),
+        *((kind, found[kind], {kind: ""}) for kind in SINGLE_KINDS),
+    )
+    for kind, prefixes, parts in kinds:
         if prefixes:
-            return kind, {kind: prefixes[0]}
+            chosen = choose_copy(prefixes, copy)
+            others = [prefix for prefix in prefixes if prefix != chosen]
+            return kind, {part: chosen + inside for part, inside in parts.items()}, others
     first = f", first {min(tensors)!r}" if tensors else ""
     raise ModelFolderError(
         f"no GenerateCT weights among its {len(tensors)} tensor(s){first}; these would be known by "
@@ -155,19 +195,23 @@ def _recognise(tensors: State) -> tuple[str, dict[str, str]]:
 
 
 def _prefixes(tensors: State, signature: str) -> list[str]:
+    """What stands before `signature`, but for critics and the discriminator inside a network."""
     found = {name.removesuffix(signature) for name in tensors if name.endswith(signature)}
     whole_names = {prefix for prefix in found if not prefix or prefix[-1] in "./"}
-    return sorted(whole_names, key=lambda prefix: (len(prefix), prefix))
+    inside = re.compile(r"(^|[./])(critic|discr)\.")
+    outside = {prefix for prefix in whole_names if not inside.search(prefix)}
+    return sorted(outside, key=lambda prefix: (len(prefix), prefix))
 
 
-def _unet_prefix(prefixes: list[str]) -> str:
-    averaged = [prefix for prefix in prefixes if prefix.endswith("ema_model.")]
-    chosen = averaged or [prefix for prefix in prefixes if "online_model." not in prefix]
-    if len(chosen) != 1:
-        raise ModelFolderError(
-            f"holds {len(chosen)} U-Nets ({', '.join(map(repr, chosen))}); one is expected"
-        )
-    return chosen[0]
+def _state(tensors: State, prefix: str, unchosen: list[str], part: str) -> dict[str, np.ndarray]:
+    """The tensors of one network; what an average leaves out (buffers) is that of another copy."""
+    state = without_prefix(tensors, prefix)
+    for other in unchosen:
+        ending = f"{part}." if prefix.endswith(f"{part}.") else ""
+        for name, value in without_prefix(tensors, other + ending).items():
+            if name.endswith(BUFFERS):
+                state.setdefault(name, value)
+    return state
 
 
 def _require_companions(
@@ -185,13 +229,11 @@ def _require_companions(
         )
 
 
-def _convert(
-    part: str, state: State, channels: int | None, unet_options: Mapping[str, Any]
-) -> tuple[Any, Params]:
+def _convert(part: str, state: State, options: Mapping[str, Any]) -> tuple[Any, Params]:
     if part == "superres":
-        return unet.unet_from_reference(state, **unet_options)
+        return unet.unet_from_reference(state, **options)
     if part == "ctvit":
-        return ctvit.ctvit_from_reference(state, channels)
+        return ctvit.ctvit_from_reference(state, **options)
     if part == "quantizer":
         size = sizes(state, "_codebook.embed", 3)[1:]
         return size, ctvit.codebook_layout(*size).from_reference(state)

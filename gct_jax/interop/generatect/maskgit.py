@@ -123,6 +123,7 @@ def _config(state: State) -> MaskGitConfig:
     rows, dim = sizes(state, "token_emb.weight", 2)
     (dim_head,) = sizes(state, "transformer.layers.0.1.q_scale", 1)
     cross = "transformer.layers.0.2.to_kv.weight"
+    ff_dim = sizes(state, "transformer.layers.0.3.4.weight", 2)[1]
     return MaskGitConfig(
         num_tokens=rows - 1,
         max_sequence_length=sizes(state, "pos_emb.weight", 2)[0],
@@ -131,4 +132,5 @@ def _config(state: State) -> MaskGitConfig:
         depth=count_indices(state, "transformer.layers."),
         heads=sizes(state, "transformer.layers.0.1.to_q.weight", 2)[0] // dim_head,
         dim_head=dim_head,
+        ff_dim=None if ff_dim == 8 * dim // 3 else ff_dim,
     )

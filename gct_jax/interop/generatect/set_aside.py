@@ -9,11 +9,15 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from gct_jax.config import to_dict
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.files import ReferenceFile, reference_tensors
 from gct_jax.interop.generatect.layout import without_prefix
+from gct_jax.interop.generatect.unet import require_reference_unet
 from gct_jax.interop.weight_files import read_safetensors, write_safetensors
 from gct_jax.model_folder import Model
 from gct_jax.parts import CONFIG_FIELD, has_part
@@ -38,6 +42,18 @@ def write_set_aside(folder: Path, files: Iterable[ReferenceFile]) -> None:
             {"prefixes": file.prefixes, "structure": file.structure}, separators=(",", ":")
         )
     write_safetensors(folder / FILE_NAME, tensors, metadata)
+
+
+def write_beside(folder: Path, file: ReferenceFile) -> None:
+    """Write a network that is no part of a model folder, a critic or a codebook, as
+    `<kind>.safetensors`: our variables by path, and their configuration as JSON in the metadata."""
+    (part,) = file.prefixes
+    flat = flatten_dict(jax.device_get(file.variables[part]), sep=".")
+    config = file.config[part]
+    values = to_dict(config) if dataclasses.is_dataclass(config) else list(config)
+    write_safetensors(
+        folder / f"{file.kind}.safetensors", flat, {"config": json.dumps(values), "kind": file.kind}
+    )
 
 
 def read_set_aside(folder: Path) -> dict[str, ReferenceFile]:
@@ -77,12 +93,14 @@ def reference_files(model: Model) -> list[ReferenceFile]:
     files = list(read_set_aside(model.folder).values())
     sources = {part for file in files for part in file.prefixes}
     present = {part for part in ("ctvit", "maskgit", "superres") if has_part(model.config, part)}
-    if not present:
+    if not present and not files:
         raise ModelFolderError(f"model folder {model.folder} has none of the reference's networks")
     kinds = sorted(present - sources)
     if "maskgit" in kinds and "ctvit" in present:
         kinds[kinds.index("maskgit")] = "transformer"
     files += [_new_file(kind) for kind in kinds]
+    if model.config.unet is not None:
+        require_reference_unet(model.config.unet)
     return [
         dataclasses.replace(
             file,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gct_jax.config import ModelConfig, UNetConfig
+from gct_jax.errors import InputError
 from gct_jax.interop.generatect.layout import Idle, Layout, Link, Params, State, link
 from gct_jax.interop.generatect.transformer import LINEAR_HALVES, dense, layer_norm
 from gct_jax.interop.generatect.unet_config import infer_config
@@ -22,6 +23,9 @@ from gct_jax.parts import abstract_variables
 CONVOLUTION = "o i h w -> h w i o"
 POINTWISE = "o i 1 1 -> i o"
 POOL_LAYERS = 2
+POOL_POSITIONS = 512
+POOL_MEAN_LATENTS = 4
+REFERENCE_MIDDLE = (8, 64)  # heads and their width, whatever its other options say
 
 
 def unet_from_reference(state: State, **not_inferable: Any) -> tuple[UNetConfig, Params]:
@@ -53,9 +57,21 @@ def unet_to_reference(
 def unet_layout(config: UNetConfig) -> Layout:
     """Which tensor of the reference holds which variable of `UNet`."""
     variables = abstract_variables(ModelConfig(unet=config), "superres")
-    # A U-Net without text still stores its text pooling, which nothing reads.
-    foreign = ("attn_pool.",) if config.text_embed_dim is None else ()
-    return Layout.of(variables, _entries(config), foreign)
+    entries = list(_entries(config))
+    if config.text_embed_dim is None and config.attn_pool_text:
+        entries += _idle_pool(config)
+    return Layout.of(variables, entries)
+
+
+def require_reference_unet(config: UNetConfig) -> None:
+    """Raise InputError for a U-Net that the reference cannot build."""
+    middle = (config.mid_cross_attn_heads, config.mid_cross_attn_dim_head)
+    if middle != REFERENCE_MIDDLE:
+        raise InputError(
+            f"the PyTorch reference cannot load a U-Net whose middle attention has {middle[0]} "
+            f"heads of {middle[1]}, only one with {REFERENCE_MIDDLE[0]} heads of "
+            f"{REFERENCE_MIDDLE[1]} (unet.mid_cross_attn_heads, .mid_cross_attn_dim_head)"
+        )
 
 
 def _entries(config: UNetConfig) -> Iterator[Link | Idle]:
@@ -69,7 +85,9 @@ def _entries(config: UNetConfig) -> Iterator[Link | Idle]:
     yield from _resnet_block("params.initial_block", "init_resnet_block")
     yield from _resnet_block("params.middle_block1", "mid_block1")
     yield from _resnet_block("params.middle_block2", "mid_block2")
-    yield from _map_transformer("params.middle_attention", "mid_attn", 1, linear=False)
+    yield from _map_transformer(
+        "params.middle_attention", "mid_attn", config.layer_mid_attns_depth, linear=False
+    )
     yield from _resnet_block("params.final_block", "final_res_block")
     yield from _convolution("params.final_conv", "final_conv")
     levels = len(config.dim_mults)
@@ -136,6 +154,36 @@ def _attention_pool(ours: str, theirs: str) -> Iterator[Link]:
         yield from dense(f"{attention}.out", f"{layer}.0.to_out.0")
         yield from layer_norm(f"{attention}.out_norm", f"{layer}.0.to_out.1")
         yield from _feed_forward(f"{ours}.feed_forward_{i}", f"{layer}.1")
+
+
+def _idle_pool(config: UNetConfig) -> list[Idle]:
+    """The text pooling that a U-Net without text stores too, although nothing reads it."""
+    width, inner = config.cond_dim or config.dim, config.attn_heads * config.attn_dim_head
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_emb.weight": (POOL_POSITIONS, width),
+        "latents": (config.attn_pool_num_latents, width),
+        "to_latents_from_mean_pooled_seq.0.g": (width,),
+        "to_latents_from_mean_pooled_seq.1.weight": (POOL_MEAN_LATENTS * width, width),
+        "to_latents_from_mean_pooled_seq.1.bias": (POOL_MEAN_LATENTS * width,),
+    }
+    for i in range(POOL_LAYERS):
+        for norm in ("norm", "norm_latents", "to_out.1"):
+            shapes[f"layers.{i}.0.{norm}.weight"] = (width,)
+            shapes[f"layers.{i}.0.{norm}.bias"] = (width,)
+        shapes[f"layers.{i}.0.to_q.weight"] = (inner, width)
+        shapes[f"layers.{i}.0.to_kv.weight"] = (2 * inner, width)
+        shapes[f"layers.{i}.0.to_out.0.weight"] = (width, inner)
+        shapes[f"layers.{i}.1.0.g"] = (width,)
+        shapes[f"layers.{i}.1.1.weight"] = (4 * width, width)
+        shapes[f"layers.{i}.1.3.g"] = (4 * width,)
+        shapes[f"layers.{i}.1.4.weight"] = (width, 4 * width)
+    gains = {
+        name for name, shape in shapes.items() if len(shape) == 1 and not name.endswith("bias")
+    }
+    return [
+        Idle(f"attn_pool.{name}", np.full(shape, float(name in gains), np.float32))
+        for name, shape in shapes.items()
+    ]
 
 
 def _resnet_block(ours: str, theirs: str) -> Iterator[Link]:

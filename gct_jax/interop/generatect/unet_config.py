@@ -1,28 +1,52 @@
 """What the names and shapes of a reference U-Net's tensors say about its options."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from gct_jax.config import UNetConfig
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.layout import State, count_indices, sizes
+from gct_jax.ranges import Checked, number
 
 
 @dataclasses.dataclass(frozen=True)
-class NotInferable:
+class NotInferable(Checked):
     """Fields of `UNetConfig` that leave no trace in names and shapes, and what is assumed.
 
     `attn_dim_head` is assumed only where no level has softmax attention; `resnet_groups` None means
-    8 groups at every level.
+    8 groups at every level; `use_linear_cross_attn` is one value or one per level.
     """
 
-    attn_dim_head: int = 64
-    cond_images_channels: int = 0
+    attn_dim_head: int = number(64, least=1)
+    cond_images_channels: int = number(0, least=0)
     cosine_sim_attn: bool = False
-    resnet_groups: tuple[int, ...] | None = None
+    resnet_groups: tuple[int, ...] | None = number(None, least=1)
     scale_skip_connection: bool = True
     self_cond: bool = False
-    use_linear_cross_attn: bool = False
+    use_linear_cross_attn: bool | tuple[bool, ...] = False
+
+
+def assumptions(state: State, config: UNetConfig, given: Collection[str]) -> dict[str, Any]:
+    """Fields that decide the numbers of this U-Net, that its weights do not tell and that were not
+    `given`, with the values that were assumed."""
+    attends = any(name.endswith((".to_q.weight", ".to_q.1.weight")) for name in state)
+    softmax = any(kind == "full" for kind in config.layer_attns) or config.attend_at_middle
+    crosses = any(config.layer_cross_attns)
+    decide = {
+        "attn_dim_head": not _null_pairs(state) and (attends or "attn_pool.latents" in state),
+        "cond_images_channels": True,
+        "cosine_sim_attn": softmax or crosses or config.attn_pool_text,
+        "resnet_groups": True,
+        "scale_skip_connection": True,
+        "self_cond": True,
+        "use_linear_cross_attn": crosses,
+    }
+    return {
+        name: getattr(config, name)
+        for name, decides in decide.items()
+        if decides and name not in given
+    }
 
 
 def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
@@ -59,6 +83,7 @@ def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
         "layer_attns_depth": tuple(max(1, count_indices(state, f"{up}2.layers.")) for up in ups),
         "layer_cross_attns": tuple(f"{up}0.cross_attn.null_kv" in state for up in ups),
         "attend_at_middle": "mid_attn.layers.0.0.null_kv" in state,
+        "layer_mid_attns_depth": max(1, count_indices(state, "mid_attn.layers.")),
         "lowres_cond": lowres,
         "text_embed_dim": sizes(state, "text_to_cond.weight", 2)[1] if text else None,
         "max_text_len": sizes(state, "null_text_embed", 3)[1],
@@ -86,7 +111,14 @@ def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
         options["ff_mult"] = wide / narrow
     options |= not_inferable
     parts = 1 + lowres + options.get("self_cond", False)
-    inputs = options.pop("input_channels") - options.get("cond_images_channels", 0)
+    given = options.pop("input_channels")
+    inputs = given - options.get("cond_images_channels", 0)
+    if inputs < parts or inputs % parts:
+        raise ModelFolderError(
+            f"the first convolution reads {given} channels, which are not {parts} image(s) and "
+            f"{options.get('cond_images_channels', 0)} condition channel(s); state "
+            "--set unet.cond_images_channels=N or --set unet.self_cond=True"
+        )
     options["channels"] = inputs // parts
     options["init_conv_to_final_conv_residual"] = _has_initial_residual(state, options, widths)
     return UNetConfig(**options)
@@ -108,6 +140,7 @@ def _convolutions(state: State, dim: int, efficient: bool) -> dict[str, Any]:
         "input_channels": first[0][1],
         "init_dim": None if init_dim == dim else init_dim,
         "init_cross_embed_kernel_sizes": _kernel_sizes(initial),
+        **({} if initial else {"init_conv_kernel_size": first[0][2]}),
         "cross_embed_downsample_kernel_sizes": _kernel_sizes(down),
     }
 
@@ -123,7 +156,7 @@ def _kernel_sizes(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 def _attention_size(state: State, default_dim_head: int) -> dict[str, int]:
     """Heads and their width; only their product is known where no level has softmax attention."""
-    nulls = [name for name in state if name.endswith("null_kv") and not name.startswith("mid_bl")]
+    nulls = _null_pairs(state)
     dim_head = sizes(state, nulls[0], 2)[1] if nulls else default_dim_head
     query = (".to_q.weight", ".to_q.1.weight")
     inner = [
@@ -131,6 +164,11 @@ def _attention_size(state: State, default_dim_head: int) -> dict[str, int]:
         for name in state
         if name.endswith(query) and not name.startswith("mid_bl")
     ]
+    if inner and inner[0] % dim_head:
+        raise ModelFolderError(
+            f"attn_dim_head = {dim_head} does not divide the {inner[0]} channels of the attention; "
+            "state it with --set unet.attn_dim_head=N"
+        )
     middle_query = sizes(state, "mid_block1.cross_attn.to_q.weight", 2)[0]
     middle_dim_head = sizes(state, "mid_block1.cross_attn.null_kv", 2)[1]
     return {
@@ -139,6 +177,11 @@ def _attention_size(state: State, default_dim_head: int) -> dict[str, int]:
         "mid_cross_attn_heads": middle_query // middle_dim_head,
         "mid_cross_attn_dim_head": middle_dim_head,
     }
+
+
+def _null_pairs(state: State) -> list[str]:
+    """The null keys and values whose width tells that of a head; the middle's has its own."""
+    return [name for name in state if name.endswith("null_kv") and not name.startswith("mid_bl")]
 
 
 def _has_initial_residual(state: State, options: dict[str, Any], widths: list[int]) -> bool:
