@@ -42,6 +42,22 @@ def test_side_counts_only_what_is_asked_on_one_side(monkeypatch):
     assert row == {"finding": EFFUSION, "asked": 3, "generated": 2}
 
 
+@pytest.mark.parametrize("swap", measures.SWAPS, ids=lambda swap: f"{swap.finding} {swap.by_side}")
+def test_evidence_rises_when_the_second_prompt_is_followed(swap):
+    """To the other side, or to the finding that only the second prompt names."""
+    one = Detection({name: 0.0 for name in FINDINGS}, dict.fromkeys(measures.SIDED, 0.0))
+    first, second = (
+        Detection(
+            one.score | ({} if swap.by_side else {swap.finding: evidence}),
+            one.left_minus_right | ({swap.finding: lateral} if swap.by_side else {}),
+        )
+        for evidence, lateral in ((0.2, 1.0), (0.9, -1.0))
+    )
+    assert swap.value(second) > swap.value(first)
+    assert ("left" in swap.before and "right" in swap.after) is swap.by_side
+    assert all(finding.side in (None, "left") for finding in swap.findings if swap.by_side)
+
+
 def test_interpolation_keeps_a_plane():
     y, x = np.meshgrid(np.arange(6.0), np.arange(6.0), indexing="ij")
     enlarged = measures.interpolate((10 * y + x)[None], 12)[0]

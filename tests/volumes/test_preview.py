@@ -1,8 +1,10 @@
+import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from gct_jax.errors import InputError
+from gct_jax.volumes.nifti import write_volume
 from gct_jax.volumes.preview import (
     GAP_PX,
     LETTER_COLOUR,
@@ -103,3 +105,65 @@ def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         save_preview(tmp_path / "file" / "preview.png", np.zeros(SHAPE), SPACING_MM)
+
+
+def glyph(letter):
+    """The letter as it is drawn, cut to its ink."""
+    canvas = Image.new("RGB", (40, 40))
+    font = ImageFont.load_default(17)
+    ImageDraw.Draw(canvas).text((8, 20), letter, LETTER_COLOUR, font, anchor="lm")
+    return cut_to_ink(np.asarray(canvas))
+
+
+def cut_to_ink(picture):
+    ink = (picture == LETTER_COLOUR).all(axis=-1)
+    rows, columns = np.nonzero(ink)
+    return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def letters_of(tile):
+    """What stands at the left, right, top and bottom edge of a tile, read by comparing shapes."""
+    size = len(tile)
+    middle = slice(size // 2 - 30, size // 2 + 30)
+    places = [tile[middle, :60], tile[middle, -60:], tile[:60, middle], tile[-60:, middle]]
+    return "".join(
+        letter
+        for place in places
+        for letter in "RLAPSI"
+        if np.array_equal(cut_to_ink(place), glyph(letter))
+    )
+
+
+def test_left_and_right_from_the_array_to_the_drawn_letter(tmp_path):
+    """Bright is what lies to the patient's left in the written file's own world; where the picture
+    is bright, its letter says L. The same for back (P) and head (S)."""
+    shape, half = (20, 40, 40), np.indices((20, 40, 40))
+    # planes in which the axis can be seen: row of tiles 0, columns axial, coronal, sagittal
+    for axis, towards, bright in ((2, "L", (0, 1)), (1, "P", (0, 2)), (0, "S", (1, 2))):
+        volume = np.where(half[axis] >= shape[axis] // 2, 900.0, -900.0)
+        write_volume(tmp_path / "volume.nii", volume, (8.0, 4.0, 4.0))
+        image = nib.load(tmp_path / "volume.nii")
+        places = nib.affines.apply_affine(image.affine, np.argwhere(image.get_fdata() > 0))
+        world = {"L": -places[:, 0], "P": -places[:, 1], "S": places[:, 2]}[towards]
+        assert (world > 0).all()
+        picture = np.asarray(render_preview(volume, (8.0, 4.0, 4.0)))
+        size = (WIDTH_PX - 4 * GAP_PX) // 3
+        for column in bright:
+            x = GAP_PX + column * (size + GAP_PX)
+            tile = picture[GAP_PX : GAP_PX + size, x : x + size]
+            letters = letters_of(tile)
+            assert len(letters) == 4
+            grey = tile.astype(float).mean(axis=-1)
+            quarter = size // 4
+            levels = {
+                letters[0]: grey[quarter:-quarter, quarter : size // 2].mean(),
+                letters[1]: grey[quarter:-quarter, size // 2 : -quarter].mean(),
+                letters[2]: grey[quarter : size // 2, quarter:-quarter].mean(),
+                letters[3]: grey[size // 2 : -quarter, quarter:-quarter].mean(),
+            }
+            assert max(levels, key=levels.get) == towards, (column, levels)
+            assert set(letters) in (
+                {"R", "L", "A", "P"},
+                {"R", "L", "S", "I"},
+                {"A", "P", "S", "I"},
+            )
