@@ -112,7 +112,7 @@ def read_provenance(folder: Path) -> tuple[Provenance, dict[str, str]]:
         parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
         provenance = Provenance(
             {part: str(entry["identity"]) for part, entry in parts.items()},
-            {part: dict(entry["trained_with"]) for part, entry in parts.items()},
+            {part: dict(e["trained_with"]) for part, e in parts.items() if e["trained_with"]},
         )
         hashes = {p: str(e["file_sha256"]) for p, e in parts.items() if e["file_sha256"]}
     except FileNotFoundError:

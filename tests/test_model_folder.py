@@ -15,6 +15,7 @@ from gct_jax.config import CTViTConfig, ModelConfig, override
 from gct_jax.errors import ConfigError, ModelFolderError
 from gct_jax.model_folder import demo_folder, load_model, save_model
 from gct_jax.parts import PARTS, abstract_variables
+from gct_jax.provenance import Provenance, identity
 
 CTVIT_ONLY = ["maskgit=None", "t5=None", "unet=None", "diffusion=None"]
 
@@ -41,7 +42,7 @@ def test_round_trip(intact):
     assert model.variables("t5") is model.variables("t5")
     assert model.tokenizer.encode("Cardiomegaly", 48).ids[-1] == 1
     names = {*(f"{part}.safetensors" for part in PARTS), "config.json", "tokenizer.model"}
-    assert {path.name for path in intact.iterdir()} == names | {"LICENSE"}
+    assert {path.name for path in intact.iterdir()} == names | {"LICENSE", "provenance.json"}
     assert list(intact.parent.iterdir()) == [intact]
     umask = os.umask(0)
     os.umask(umask)
@@ -214,3 +215,78 @@ def test_published_sizes():
 
 def test_demo_folder_lies_in_the_package():
     assert demo_folder().parts[-3:] == ("gct_jax", "assets", "demo")
+
+
+# --- What belongs together
+
+
+def another_ctvit(folder, tmp_path):
+    """The same folder with the CT-ViT of another one of the same sizes."""
+    config = override(tiny_config(), CTVIT_ONLY)
+    variables = {"ctvit": random_variables(config, "ctvit", seed=9)}
+    save_model(tmp_path / "other", config, variables, license_text="test")
+    shutil.copy(tmp_path / "other" / "ctvit.safetensors", folder / "ctvit.safetensors")
+
+
+def test_a_weight_file_of_another_folder_is_noticed(folder, tmp_path):
+    another_ctvit(folder, tmp_path)
+    model = load_model(folder)
+    with pytest.raises(ModelFolderError, match=r"ctvit\.safetensors is not the file that"):
+        model.variables("ctvit")
+    assert model.variables("t5")
+    (folder / "provenance.json").unlink()  # as the message says
+    assert load_model(folder).variables("ctvit")
+
+
+def test_parts_that_were_trained_with_others_do_not_make_a_folder(folder, tmp_path):
+    variables = {part: random_variables(tiny_config(), part) for part in PARTS}
+    tokenizer = (folder / "tokenizer.model").read_bytes()
+    own = load_model(folder).provenance.identities
+    for name, message in (("ctvit", "another ctvit"), ("tokenizer", "another tokenizer")):
+        known = Provenance({}, {"maskgit": {**own, name: "0" * 64}})
+        with pytest.raises(ModelFolderError, match=f"maskgit was trained with {message}"):
+            save_model(
+                tmp_path / "m",
+                tiny_config(),
+                variables,
+                tokenizer,
+                license_text="test",
+                provenance=known,
+            )
+        assert not (tmp_path / "m").exists()
+    known = Provenance({"ctvit": "f" * 64}, {"maskgit": {"ctvit": "f" * 64}})
+    options = {"license_text": "test", "weight_dtype": "float16", "provenance": known}
+    save_model(tmp_path / "m", tiny_config(), variables, tokenizer, **options)
+    found = load_model(tmp_path / "m").provenance  # the identity is that before rounding
+    assert found.identities["ctvit"] == "f" * 64
+    assert found.trained_with["maskgit"] == {"ctvit": "f" * 64}
+
+
+def test_another_vocabulary_is_noticed_at_once(folder, tmp_path):
+    known = json.loads((folder / "provenance.json").read_text())
+    known["parts"]["t5"]["trained_with"] = {"tokenizer": "0" * 64}
+    (folder / "provenance.json").write_text(json.dumps(known))
+    with pytest.raises(ModelFolderError, match="t5 was trained with another tokenizer"):
+        load_model(folder)
+    (folder / "provenance.json").write_text("{")
+    with pytest.raises(ModelFolderError, match=r"provenance\.json is damaged"):
+        load_model(folder)
+
+
+def test_the_demo_says_what_belongs_together():
+    provenance = load_model(demo_folder()).provenance
+    assert set(provenance.trained_with["maskgit"]) == {"ctvit", "t5", "tokenizer"}
+    assert not provenance.mismatches()
+    assert load_model(demo_folder()).variables("maskgit")
+
+
+def test_identities_are_those_of_names_shapes_and_values():
+    tree = {"params": {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(2)}}
+    base = identity(tree)
+    assert identity(jax.tree.map(np.float32, tree)) == base
+    for other in (
+        {"params": {"a": np.arange(6.0).reshape(3, 2), "b": np.ones(2)}},
+        {"params": {"a": np.arange(6.0).reshape(2, 3), "c": np.ones(2)}},
+        {"params": {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 1.001])}},
+    ):
+        assert identity(other) != base
