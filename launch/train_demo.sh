@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train the demo model from nothing to gct_jax/assets/demo. Run it again to resume.
+# Train the demo model from nothing to gct_jax/assets/demo. Run it again to resume; a stage that was
+# stopped ends with exit code 75, and so does this script.
 #
 #     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
 #
