@@ -21,6 +21,8 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from gct_jax.runtime.files import replace_when_done
+
 SLICES = 201
 CTVIT_SIZE = 128
 SUPERRES_SIZE = 512
@@ -31,7 +33,8 @@ REVERSED_MANUFACTURER = "PNMS"  # stores slices from head to feet
 def read_metadata(volume_path: str | Path) -> dict[str, Any]:
     """The DICOM fields in `<name>_metadata.json` beside `<name>.nii.gz`."""
     name = Path(volume_path).name.removesuffix(".nii.gz")
-    return json.loads(Path(volume_path).with_name(f"{name}_metadata.json").read_text())
+    path = Path(volume_path).with_name(f"{name}_metadata.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def accepted(slices: int) -> bool:
@@ -101,7 +104,8 @@ def write_low_res_volume(path: str | Path, volume: np.ndarray) -> None:
       volume: [depth, rows, columns] in [-1, 1].
     """
     stored = np.asarray(volume, np.float32).transpose(2, 1, 0)
-    nib.save(nib.Nifti1Image(stored, np.eye(4)), path)
+    with replace_when_done(path) as temporary:
+        nib.save(nib.Nifti1Image(stored, np.eye(4)), temporary)
 
 
 def usable_slices(slices: int, patch: int) -> int:

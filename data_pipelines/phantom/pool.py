@@ -25,6 +25,7 @@ from data_pipelines.phantom.case import Description, case_from_findings
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 from gct_jax.errors import ConfigError
+from gct_jax.runtime.files import replace_when_done
 
 SHARD = 256
 
@@ -79,14 +80,17 @@ def prepare(
         if len(rows) == sizes[number]:
             for name, arrays in zip(names, zip(*rows, strict=True), strict=True):
                 path = shard_path(folder, name, number)
-                with path.with_suffix(".tmp").open("wb") as file:
+                with replace_when_done(path) as temporary, temporary.open("wb") as file:
                     np.save(file, np.stack([np.asarray(array) for array in arrays]))
-                path.with_suffix(".tmp").rename(path)
             rows = []
 
 
 def _rows(path: Path) -> int:
-    return len(np.load(path, "r")) if path.exists() else 0
+    """Cases in a shard; 0, so that it is made again, if it is missing or damaged."""
+    try:
+        return len(np.load(path, "r"))
+    except (OSError, ValueError, EOFError):
+        return 0
 
 
 def _require_same(folder: Path, names: tuple[str, ...], arrays: tuple[Any, ...]) -> None:

@@ -100,3 +100,14 @@ def test_slices_of_a_batch_belong_together():
     assert batch["low_res"].shape == (2, 2, 2, 1) and batch["high_res"].shape == (2, 4, 4, 1)
     np.testing.assert_array_equal(batch["low_res"][:, 0, 0], batch["high_res"][:, -1, -1])
     assert batch["low_res"][0, 0, 0, 0] == pytest.approx(0.2, abs=0.004)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_a_damaged_shard_is_made_again(tmp_path, content):
+    pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    path = pool.shard_path(tmp_path, "a", 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
