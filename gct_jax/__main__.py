@@ -2,6 +2,9 @@
 
 import sys
 
-from gct_jax.cli import main
+try:
+    from gct_jax.cli import main
+except KeyboardInterrupt:  # before the command line could listen
+    sys.exit(130)
 
 sys.exit(main())

@@ -198,16 +198,18 @@ def _newest_whole(
     manager: ocp.CheckpointManager, trees: dict[str, Any], on_damage: Callable[[int], str]
 ) -> tuple[int, dict[str, Any]] | None:
     """Step and items of the newest checkpoint that can be read and holds what was saved."""
-    steps = sorted(manager.all_steps(), reverse=True)
-    damage = ""
-    for step in steps:
+    damage: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
         try:
-            return step, _all_agree(functools.partial(_read, manager, step, trees))
+            found = _all_agree(functools.partial(_read, manager, step, trees))
         except DamagedError as error:
-            damage = f"checkpoint {step} in {manager.directory} is damaged ({error})"
-            print(f"note: {damage}; {on_damage(step)}", file=sys.stderr)
-    if damage:
-        raise GctError(f"{damage}, and no other is whole")
+            damage[step] = f"checkpoint {step} in {manager.directory} is damaged ({error})"
+            continue
+        for newer, text in damage.items():
+            print(f"note: {text}; {on_damage(newer)}", file=sys.stderr)
+        return step, found
+    if damage:  # nothing is moved: starting over is for the user to say
+        raise GctError(f"{damage[min(damage)]}, and no other is whole; delete them to start over")
     return None
 
 

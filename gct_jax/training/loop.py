@@ -61,8 +61,8 @@ def train(
       pretrained: arrays of earlier stages that `init_state` starts from.
       held_out: batches for `eval_step`, logged as `eval/...`.
       sample_images: uint8 images by name, drawn every `config.sample_every` steps.
-      on_change: told "running" when everything that can be refused was accepted, and in the end
-        "finished", "stopped" or "failed", with the step.
+      on_change: told "running" when everything that can be refused was accepted, and then, in the
+        end, "finished", "stopped" or "failed", with the step.
 
     Returns:
       The state at `config.steps`, or earlier if a signal or a preemption asked to stop; it is on
@@ -94,6 +94,7 @@ def train(
             state = jax.jit(stage.init_state, out_shardings=shardings)(root_key, pretrained)
         start = progress.step = int(state.step)
         on_change("running", start)
+        progress.running = True
 
         writes = jax.process_index() == 0
         with MetricsWriter(workdir, start, writes) as writer:
@@ -200,6 +201,7 @@ def is_due(step: int, every: int) -> bool:
 @dataclasses.dataclass
 class _Progress:
     step: int = 0
+    running: bool = False
 
 
 @contextlib.contextmanager
@@ -209,7 +211,8 @@ def _told(on_change: Callable[[str, int], None], steps: int) -> Iterator[_Progre
     try:
         yield progress
     except BaseException:
-        with contextlib.suppress(GctError, OSError):  # such as the full disk that ended it
-            on_change("failed", progress.step)
+        if progress.running:
+            with contextlib.suppress(GctError, OSError):  # such as the full disk that ended it
+                on_change("failed", progress.step)
         raise
     on_change("finished" if progress.step >= steps else "stopped", progress.step)

@@ -176,6 +176,13 @@ def test_what_must_not_change_is_named(folder, capsys, changes, names):
     assert load_parts(workdir).config.ctvit.dim == 16
 
 
+def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(folder, capsys):
+    pool = f"data.folder={folder / 'pool'}"
+    changes = ["optimizer.algorithm=muon", "--accept-changes"]
+    line = refused(capsys, folder / "ctvit", *CTVIT, *ADVERSARIAL, pool, *changes)
+    assert "holds another opt_state" in line
+
+
 def test_another_stage_is_refused(folder, capsys):
     assert "run of stage ctvit, not t5" in refused(
         capsys, folder / "ctvit", "--config", "configs/tiny.py:t5"

@@ -100,12 +100,19 @@ def test_a_reader_takes_the_earlier_one_and_changes_nothing(trained, tmp_path, c
     assert ("an earlier one is read" in capsys.readouterr().err) is needed
 
 
-def test_every_one_damaged_is_refused_in_one_line(trained, tmp_path):
-    folder = shutil.copytree(trained[0] / "checkpoints", tmp_path / "checkpoints")
+def test_every_one_damaged_is_refused_in_one_line_and_nothing_starts_over(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
     for step in ("10", "12"):
-        emptied(folder / step)
-    with pytest.raises(GctError, match=r"checkpoint 10 in .* is damaged .*no other is whole"):
-        read_items(folder, placed(), ("ema.line",))
+        emptied(folder / "checkpoints" / step)
+    before = (folder / "metrics.jsonl").read_bytes()
+    message = r"checkpoint 10 in .* is damaged .*no other is whole"
+    with pytest.raises(GctError, match=message):
+        read_items(folder / "checkpoints", placed(), ("ema.line",))
+    for _ in range(2):
+        with pytest.raises(GctError, match=message):
+            run(folder)
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"10", "12"}
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_changed_values_behind_valid_files_are_found(trained, tmp_path):
