@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from hypothesis import settings
@@ -11,6 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+
+# Started under nohup, the tests would find SIGHUP ignored, which the code respects.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests compile the same tiny programs again and again, which takes far longer than running them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
