@@ -113,3 +113,16 @@ def test_average_warms_up_to_its_decay():
 def test_unknown_names_are_refused(field):
     with pytest.raises(ConfigError, match="'linear'"):
         OptimizerConfig(**{field: "linear"})
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_only_matrices_decay(algorithm):
+    """Without gradients all that moves a parameter is the decay."""
+    config = OptimizerConfig(algorithm=algorithm, learning_rate=0.1, weight_decay=0.5)
+    params = {"layer": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, "scale": jnp.ones(3)}
+    optimizer = make_optimizer(config, 10)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["layer"]["kernel"], -0.05, rtol=1e-5)
+    for fixed in (updates["layer"]["bias"], updates["scale"]):
+        np.testing.assert_array_equal(fixed, 0)

@@ -347,6 +347,9 @@ DICOM_FILE = bytes(128) + b"DICM" + bytes(400)
         ("ct.hdr", struct.pack("<i", 348) + bytes(344), ("Analyze 7.5", "left and right")),
         ("ct.nrrd", b"", ("NRRD",)),
         ("ct.txt", b"hello", ("not a readable NIfTI",)),
+        ("ct.bin", b"hello" * 200, ("no format that is known here",)),
+        ("ct.img", b"", ("its header ct.hdr is missing",)),
+        ("ct.hdr", struct.pack(">i", 348) + bytes(344), ("Analyze 7.5",)),
     ],
 )
 def test_the_format_that_was_seen_is_named(tmp_path, name, content, words):
