@@ -94,7 +94,8 @@ class Tokenizer:
             text, lost = readable(text, self.is_known)
         ids = self._processor.encode(text)
         if not ids:
-            raise InputError("the prompt is empty; write for example '58 years old female: ...'")
+            what = f"holds only {' '.join(lost)!r}, which is unknown" if lost else "is empty"
+            raise InputError(f"the prompt {what}; write for example '58 years old female: ...'")
         kept = max_length - 1
         words = text.split()
         fitting = len(words)

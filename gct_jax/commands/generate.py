@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gct_jax.text import TokenizedText
 
 FILES = ("volume.nii.gz", "preview.png", "metadata.json")
+LONGEST_NOTE = 300  # characters; metadata.json has all of them
 EXAMPLE = "58 years old female: Large left pleural effusion. Cardiomegaly."
 
 
@@ -103,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
         note(f"{settings.slices} slices are more than the {trained} the model was trained on")
     for text in dict.fromkeys(text.truncated_text for text in texts):
         if text:
-            note(f"the prompt is too long; not read: '{text}'")
+            shown = text if len(text) <= LONGEST_NOTE else f"{text[:LONGEST_NOTE]}..."
+            note(f"the prompt is too long; not read: '{shown}'")
     for words in dict.fromkeys(text.unknown for text in texts):
         if words:
             note(f"the model's vocabulary does not know: {', '.join(map(repr, words))}")

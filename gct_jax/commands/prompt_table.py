@@ -2,12 +2,16 @@
 
 import argparse
 import csv
+import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from gct_jax.commands.argument_types import seed_number
 from gct_jax.errors import InputError
+
+COLUMNS = ("prompt", "name", "seed")
 
 
 class Request(NamedTuple):
@@ -34,7 +38,10 @@ def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
     if "prompt" not in columns:
-        raise InputError(f"{path} has no column 'prompt'; its columns are {columns}")
+        raise InputError(
+            f"{path} has no column 'prompt'; its columns are {columns}. Separate columns by commas "
+            "and write their names in lower case"
+        )
     twice = [column for column, count in Counter(columns).items() if count > 1]
     if twice:
         raise InputError(
@@ -42,6 +49,9 @@ def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
         )
     if not rows:
         raise InputError(f"{path} holds no prompts")
+    unused = [column for column in columns if column not in COLUMNS]
+    if unused:
+        print(f"gct: note: {path}: columns that are not used: {', '.join(unused)}", file=sys.stderr)
     requests: dict[str, Request] = {}
     for index, (line, row) in enumerate(rows):
         where = f"{path} line {line}"
@@ -51,10 +61,12 @@ def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
         if not prompt:
             raise InputError(f"{where}: the prompt is empty")
         name = (row.get("name") or "").strip() or f"{index + 1:04d}"
-        # Where a disk takes no notice of case, "a" would overwrite "A".
-        key = name.casefold()
-        if Path(name).name != name or name == ".." or key in requests:
-            raise InputError(f"{where}: name '{name}' is used twice or is no plain folder name")
+        # Where a disk takes no notice of case or of composition, "a" would overwrite "A".
+        key = unicodedata.normalize("NFC", name).casefold()
+        if Path(name).name != name or name == ".." or not name.isprintable():
+            raise InputError(f"{where}: name {name!r} is no plain folder name")
+        if key in requests:
+            raise InputError(f"{where}: name '{name}' is used twice")
         try:
             seed = seed_number((row.get("seed") or "").strip() or str(first_seed + index))
         except argparse.ArgumentTypeError as error:

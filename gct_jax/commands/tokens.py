@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from gct_jax.model_folder import Model
 
 MOST_SLICES = 4096
+LEAST_COVERED = 0.6  # of the depth that the model sees, without a note
+LARGEST_SIDE = 2**14
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    zipfile.BadZipFile,
+)
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
@@ -109,6 +116,14 @@ def run_encode(arguments: argparse.Namespace) -> None:
     ctvit = build_part(model.config, "ctvit")
     shape: Shape = ct.volume_hu.shape
     grid_shape, grid_spacing_mm = covering_grid(model.config, shape, ct.spacing_mm)
+    covered = shape[0] * ct.spacing_mm[0] / (grid_shape[0] * grid_spacing_mm[0])
+    if covered < LEAST_COVERED:
+        print(
+            f"gct: note: {arguments.ct}: the CT fills {100 * covered:.0f} % of the depth of "
+            f"{grid_shape[0]} slices that the model needs; the rest is air, and what is decoded "
+            "may be far off",
+            file=sys.stderr,
+        )
     volume_hu = resample(ct.volume_hu, ct.spacing_mm, grid_shape, grid_spacing_mm)
     volume = to_unit(volume_hu)[None, ..., None]  # [batch, depth, height, width, channel]
     encode = jax.jit(lambda variables, x: ctvit.apply(variables, x, method=ctvit.encode))
@@ -160,6 +175,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
 
     ctvit = build_part(model.config, "ctvit")
     require_same_tokenizer(arguments.ids, encoded, model)
+    require_ids(arguments.ids, encoded, model.config)
     decode = jax.jit(lambda variables, ids: ctvit.apply(variables, ids, method=ctvit.decode))
     volume_hu = from_unit(decode(model.variables("ctvit"), encoded.ids[None])[0, ..., 0])
     affine, spacing_mm = encoded.affine, affine_spacing(encoded.affine)
@@ -237,6 +253,32 @@ def require_same_tokenizer(path: Path, encoded: EncodedCT, model: "Model") -> No
         )
 
 
+def require_ids(path: Path, encoded: EncodedCT, config: ModelConfig) -> None:
+    """Raise InputError unless the ids are those of a volume of the recorded grid."""
+    from gct_jax.models.ctvit import token_grid
+
+    assert config.ctvit  # build_part has looked
+    ctvit, ids = config.ctvit, encoded.ids
+    try:
+        expected = token_grid(
+            *encoded.grid_shape,
+            patch_size=ctvit.patch_size,
+            temporal_patch_size=ctvit.temporal_patch_size,
+        )
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if ids.shape != expected:
+        raise InputError(
+            f"{path} is damaged: {by(ids.shape)} ids for a grid of {by(encoded.grid_shape)}, which "
+            f"has {by(expected)}"
+        )
+    if ids.min() < 0 or ids.max() >= ctvit.codebook_size:
+        raise InputError(
+            f"{path} is damaged: ids from {ids.min()} to {ids.max()}, the codebook has "
+            f"0 to {ctvit.codebook_size - 1}"
+        )
+
+
 def require_suffix(path: Path, *suffixes: str) -> None:
     """Raise InputError unless the file name ends in one of `suffixes`."""
     if not path.name.endswith(suffixes):
@@ -272,16 +314,35 @@ def read_encoded(path: Path) -> EncodedCT:
             metadata=str(arrays["metadata"]),
             tokenizer_sha256=str(arrays["tokenizer_sha256"]),
         )
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path} was not written by `tokens encode` of this version, or is damaged"
         ) from error
-    shapes = (encoded.affine.shape, encoded.stored_order.shape)
-    if encoded.ids.ndim != 3 or encoded.ids.dtype != np.int32 or shapes != ((4, 4), (3, 2)):
+    if not _plausible(encoded):
         raise InputError(
-            f"{path} was not written by `tokens encode`: its arrays are of other kinds"
+            f"{path} was not written by `tokens encode`, or is damaged: its arrays are of other "
+            "kinds or hold impossible sizes"
         )
     return encoded
+
+
+def _plausible(encoded: EncodedCT) -> bool:
+    order, spacing = encoded.stored_order, encoded.grid_spacing_mm
+    kinds = [array.dtype.kind for array in (encoded.ids, order, encoded.affine)]
+    if kinds != ["i", "i", "f"] or encoded.ids.dtype != np.int32 or encoded.ids.ndim != 3:
+        return False
+    if encoded.affine.shape != (4, 4) or order.shape != (3, 2) or len(spacing) != 3:
+        return False
+    sides = (*encoded.shape, *encoded.grid_shape)
+    return (
+        len(sides) == 6
+        and all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides)
+        and all(isinstance(mm, float) and 0 < mm < math.inf for mm in spacing)
+        and sorted(order[:, 0].tolist()) == [0, 1, 2]
+        and set(order[:, 1].tolist()) <= {-1, 1}
+        and bool(np.isfinite(encoded.affine).all())
+        and 0 <= encoded.form_code <= 5
+    )
 
 
 def by(values: tuple) -> str:

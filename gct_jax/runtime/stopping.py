@@ -8,6 +8,7 @@ imported, so the request is remembered too and `check` raises it again at the ne
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,9 +56,17 @@ def stop_signals() -> Iterator[None]:
     _WATCHES.append(watch)
     heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, watch.hear) for number in heeded}
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:  # the request is remembered; a trace of it tells nothing
+        if not isinstance(unraisable.exc_value, Stopped):
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)
         _WATCHES.remove(watch)

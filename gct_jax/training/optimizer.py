@@ -6,6 +6,7 @@ ema_i   = d_i ema_{i-1} + (1 - d_i) params_i,   d_i = min(decay, (1 + i) / (10 +
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,13 +43,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         return jax.tree.map(lambda p: p.ndim >= 2, params)
 
     if config.algorithm == "muon":
-        update = optax.contrib.muon(
+        muon = optax.contrib.muon(
             rate,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=decayed,
+            weight_decay=0.0,  # its own decays biases and norms too: their part of it has no mask
             adam_b1=config.b1,
             adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
+            adam_weight_decay=0.0,
             muon_weight_dimension_numbers=hidden_matrices,
             consistent_rms=MUON_UPDATE_RMS,
             # As close to orthogonal as five iterations from the Frobenius norm (Turbo-Muon,
@@ -56,11 +56,29 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             ns_steps=4,
             preconditioning="aol",
         )
+        update = optax.chain(muon, decay_matrices(rate, config.weight_decay))
     else:
         update = optax.adamw(
             rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def decay_matrices(
+    rate: Callable[[jax.Array], jax.Array], weight_decay: float
+) -> optax.GradientTransformation:
+    """Subtracts rate(i) * weight_decay * parameter from the updates of all tensors of rank >= 2, to
+    follow an optimizer without a decay of its own."""
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        factor = rate(state.count) * weight_decay
+        decayed = jax.tree.map(lambda u, p: u - factor * p if p.ndim >= 2 else u, updates, params)
+        return decayed, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
 
 
 def slowed(part: str, factor: float) -> optax.GradientTransformation:

@@ -38,6 +38,7 @@ SUFFIXES = (
     ((".mnc",), "a MINC volume", NIBABEL),
 )
 SINGLE, PAIR = (b"n+1\x00", b"n+2\x00"), (b"ni1\x00", b"ni2\x00")
+GZIP = b"\x1f\x8b"
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 FILES_LOOKED_AT = 50
 
@@ -50,6 +51,14 @@ def header_path(path: Path) -> Path:
     return path
 
 
+def data_path(path: Path) -> Path:
+    """The file that holds the voxels: `path`, or its `.img` if it is the `.hdr` of a pair."""
+    for header, data in ((".hdr", ".img"), (".hdr.gz", ".img.gz")):
+        if path.name.endswith(header):
+            return path.with_name(path.name.removesuffix(header) + data)
+    return path
+
+
 def require_nifti(path: Path) -> None:
     """Raise InputError, with the format that was seen, unless `path` is a NIfTI file or the `.hdr`
     or `.img` of a NIfTI pair."""
@@ -59,10 +68,21 @@ def require_nifti(path: Path) -> None:
     header = header_path(path)
     if not header.is_file():
         raise InputError(f"{path}: its header {header.name} is missing; both belong together")
+    with header.open("rb") as file:
+        packed = file.read(2) == GZIP
+    if packed and not header.name.endswith(".gz"):
+        _refuse_known(path, first_bytes(header, HEADER_BYTES))
+        raise InputError(f"{path} is compressed by gzip; rename it so that it ends in .gz")
+    if not packed and header.name.endswith(".gz") and header.stat().st_size:
+        _refuse_known(path, first_bytes(header, HEADER_BYTES))
+        raise InputError(f"{path}: not a readable NIfTI volume (not compressed, but named .gz)")
     start = first_bytes(header, HEADER_BYTES)
     magic = nifti_magic(start)
     if magic is None:
         _refuse(path, start)
+    data = data_path(path)
+    if not data.is_file():
+        raise InputError(f"{path}: its voxels {data.name} are missing; both belong together")
     paired = path.name.endswith((".img", ".hdr", ".img.gz", ".hdr.gz"))
     if (magic in PAIR) is not paired:
         kind = "the header of a .hdr/.img pair" if magic in PAIR else "a single .nii file"
@@ -84,7 +104,7 @@ def first_bytes(path: Path, count: int) -> bytes:
     """The first bytes of a file, of its content if it is compressed by gzip."""
     with path.open("rb") as file:
         start = file.read(count)
-    if start[:2] == b"\x1f\x8b":
+    if start[:2] == GZIP:
         try:
             with gzip.open(path) as packed:
                 return packed.read(count)
@@ -93,10 +113,14 @@ def first_bytes(path: Path, count: int) -> bytes:
     return start
 
 
-def _refuse(path: Path, start: bytes) -> None:
+def _refuse_known(path: Path, start: bytes) -> None:
     for offset, signature, name, remedy in SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             raise InputError(f"{path} is {name}, which is not read here; {remedy}")
+
+
+def _refuse(path: Path, start: bytes) -> None:
+    _refuse_known(path, start)
     for suffixes, name, remedy in SUFFIXES:
         if path.name.lower().endswith((*suffixes, *(f"{suffix}.gz" for suffix in suffixes))):
             raise InputError(f"{path} is named like {name}, which is not read here; {remedy}")

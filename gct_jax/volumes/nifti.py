@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -145,8 +146,11 @@ def read_volume(
         )
         steps = affine[:3, :3] / affine_spacing(affine) * spacing_mm
         affine = affine_about(grid_centre(affine, volume.shape), steps, volume.shape)
+    unit = "" if spacing_mm is not None else placement.unit
     if not trust_spacing:
-        require_field_of_view(volume.shape, affine_spacing(affine), str(path))
+        require_field_of_view(volume.shape, affine_spacing(affine), str(path), unit)
+        upright_affine, upright_shape = orthogonal_grid(affine, volume.shape)
+        require_field_of_view(upright_shape, affine_spacing(upright_affine), str(path), unit)
     volume, affine, resampled = _upright(volume, affine)
     if tilt_degrees(affine) > NOTABLE_TILT_DEGREES:
         notes.append(
@@ -170,7 +174,8 @@ def _voxels(path: Path) -> np.ndarray:
         with gzip.open(path) as file:
             while file.read(1 << 24):  # to the end, where the checksum is; nibabel stops before
                 pass
-    image = nib.load(path)
+    with LoggingOutputSuppressor():  # what is wrong with a header is told by `read_placement`
+        image = nib.load(path)
     if not isinstance(image, nib.Nifti1Pair):
         raise ImageFileError("not a NIfTI file")
     shape = image.shape

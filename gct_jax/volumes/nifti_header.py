@@ -16,6 +16,7 @@ from gct_jax.errors import InputError
 from gct_jax.volumes.file_formats import PAIR, first_bytes, header_path, nifti_magic
 from gct_jax.volumes.grid import affine_spacing, orthogonal_steps
 
+UNIT_NAMES = {1: "metre", 2: "millimetre", 3: "micrometre"}
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}  # not stated, metre, millimetre, micrometre
 LARGEST_CODE = 5
 SPACING_TOLERANCE = 1e-3  # relative
@@ -26,11 +27,13 @@ HEADER_CLASSES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 class Placement(NamedTuple):
     """What a header says: affine [4, 4] from stored indices to RAS+ mm, the form it was taken from
-    ("sform", "qform", or "none" if the file states none) and that form's code."""
+    ("sform", "qform", or "none" if the file states none), that form's code, and the name of the
+    unit of length ("" if it is not stated)."""
 
     affine: np.ndarray
     form: str
     code: int
+    unit: str = ""
 
 
 def read_header(path: Path) -> Any:
@@ -84,6 +87,9 @@ def read_placement(
     if form is not None and not codes[form]:
         raise InputError(f"{path}: it states no {form} (code 0), so --form {form} cannot be used")
     mm = _mm_per_unit(path, header, spacing_is_stated)
+    if spacing_is_stated:
+        header = _with_usable_pixdim(header)
+    unit = UNIT_NAMES.get(int(header["xyzt_units"]) & 7, "")
     pixdim = mm * np.array(header["pixdim"][1:4], float)
     stated = [form] if form else [name for name, code in codes.items() if code]
     if "sform" not in stated or (form is None and not spacing_is_stated):
@@ -92,15 +98,17 @@ def read_placement(
     if not stated:
         base = np.diag([-pixdim[0], pixdim[1], pixdim[2], 1.0])  # the first axis to the left
         base[:3, 3] = -base[:3, :3] @ ((np.array(shape) - 1) / 2)
-        return Placement(base, "none", 0)
+        return Placement(base, "none", 0, unit)
     for name in stated:
-        require_places_voxels(path, affines[name])
+        others = [other for other, code in codes.items() if code and other != name]
+        advice = f"repair the header{f' or give --form {others[0]}' if others else ''}"
+        _require_places_voxels(path, name, affines[name], advice)
     if form is None:
         if "sform" in affines and "qform" not in affines and not spacing_is_stated:
             _require_same_spacing(path, "sform", affine_spacing(affines["sform"]), tuple(pixdim))
         if len(affines) == 2:
             _require_agreement(path, affines["sform"], affines["qform"], spacing_is_stated)
-    return Placement(affines[stated[0]], stated[0], codes[stated[0]])
+    return Placement(affines[stated[0]], stated[0], codes[stated[0]], unit)
 
 
 def _mm_per_unit(path: Path, header: Any, spacing_is_stated: bool) -> float:
@@ -128,19 +136,29 @@ def _affine(path: Path, header: Any, form: str, mm: float) -> np.ndarray:
     return affine
 
 
-def _require_positive(path: Path, spacing: list[float]) -> None:
+def _require_positive(
+    path: Path, spacing: list[float], advice: str = "repair the header or state --spacing"
+) -> None:
     if not all(0 < length < np.inf for length in spacing):
-        raise InputError(f"{path}: voxel spacing {spacing} is not positive; repair the header")
+        raise InputError(f"{path}: voxel spacing {spacing} is not positive; {advice}")
 
 
-def require_places_voxels(path: Path, affine: np.ndarray) -> None:
+def _with_usable_pixdim(header: Any) -> Any:
+    """The header with positive voxel sizes, for a caller who replaces them."""
+    header = header.copy()
+    pixdim = np.abs(header["pixdim"][1:4])
+    header["pixdim"][1:4] = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, 1)
+    return header
+
+
+def _require_places_voxels(path: Path, form: str, affine: np.ndarray, advice: str) -> None:
     """Raise InputError unless every voxel has a place of its own."""
     if not np.isfinite(affine).all():
-        raise InputError(f"{path}: the affine has NaN or infinite values; repair the header")
+        raise InputError(f"{path}: the affine of its {form} has NaN or infinite values; {advice}")
     spacing = affine_spacing(affine)
-    _require_positive(path, list(spacing))
+    _require_positive(path, list(spacing), advice)
     if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(spacing):
-        raise InputError(f"{path}: two axes of the affine are parallel; repair the header")
+        raise InputError(f"{path}: two axes of its {form} are parallel; {advice}")
 
 
 def _require_same_spacing(

@@ -17,14 +17,21 @@ UNIT_FACTORS = (
 )
 
 
-def require_field_of_view(shape: tuple[int, ...], spacing_mm: Spacing, name: str) -> None:
+def require_field_of_view(
+    shape: tuple[int, ...], spacing_mm: Spacing, name: str, unit: str = ""
+) -> None:
     """Raise InputError unless (depth, height, width) voxels can hold a body: 80 to 1,000 mm in the
-    plane of a slice, at most 2.5 m along the depth."""
+    plane of a slice, at most 2.5 m along the depth.
+
+    unit: of length that the file states, for the message.
+    """
     size_mm = np.multiply(shape, spacing_mm)
     if _fits(size_mm):
         return
     likely = [cause for factor, cause in UNIT_FACTORS if _fits(factor * size_mm)]
     cause = likely[0] if likely else "is the spacing in the header right?"
+    if unit not in ("", "millimetre"):
+        cause = f"is the header's unit, {unit}, right?"
     read = " x ".join(f"{length:,.4g}" for length in size_mm)
     raise InputError(
         f"{name}: the volume is {read} mm (depth x height x width), which no chest CT is: {cause} "
@@ -45,7 +52,7 @@ def require_hounsfield(volume_hu: np.ndarray, name: str) -> None:
     """
     low, high = float(volume_hu.min()), float(volume_hu.max())
     if not np.isfinite([low, high]).all():
-        raise InputError(f"{name}: has NaN or infinite voxels")
+        raise InputError(f"{name}: has NaN or infinite voxels; replace them, for instance by -1024")
     air = np.mean((volume_hu > -1020) & (volume_hu < -300))
     tissue = np.mean(np.abs(volume_hu) <= 300)
     if air > 0.005 and tissue > 0.005:

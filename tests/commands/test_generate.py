@@ -15,6 +15,7 @@ from tiny_model import quick_compilation, save_tiny_model
 
 import gct_jax
 from gct_jax.cli import main
+from gct_jax.commands.prompt_table import read_prompt_table
 from gct_jax.model_folder import load_model
 from gct_jax.sampling.cascade import Settings, generate_volumes
 
@@ -197,6 +198,13 @@ def test_prompt_table(model, tmp_path, made):
     assert (second["prompt"], second["seed"]) == ("20 years old male: Large, left.", 11)
 
 
+def test_columns_that_are_not_used_are_named(tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("prompt,seedd\nabc,3\n")
+    (request,) = read_prompt_table(tmp_path / "p.csv", 5, tmp_path)
+    assert request.seed == 5
+    assert "columns that are not used: seedd" in capsys.readouterr().err
+
+
 def test_seeds_of_one_prompt_in_unequal_batches(model, tmp_path, made):
     out = tmp_path / "new" / "out"
     arguments = ["generate", PROMPT, "--model", str(model), "--seeds", "1, 3,2", "--batch", "2"]
@@ -275,6 +283,7 @@ def test_bad_options(capsys, arguments, message, tmp_path, monkeypatch):
         (["  "], "the prompt is empty"),
         (["\udce9dema of the left lung"], "not valid UTF-8"),
         (["\u80f8\u90e8"], "knows 0 of the prompt's 2 letters"),
+        (["\U0001f600 \U0001fac1"], "which is unknown"),
         ([PROMPT, "--slices", "13"], "13 slices are more than model 'tiny' holds: at most 11"),
     ],
 )
@@ -314,6 +323,8 @@ def test_output_that_cannot_be_written(capsys, model, tmp_path):
         (b"prompt,name\n,a\n", "line 2: the prompt is empty"),
         (b"prompt,name\nabc, with comma, a\n", "line 2 has too many cells"),
         (b"prompt,name\nabc,a\nabc,a\n", "line 3: name 'a' is used twice"),
+        (b'prompt,name\nabc,"a\nb"\n', "is no plain folder name"),
+        (b"prompt;name\nabc;a\n", "Separate columns by commas"),
         (b"prompt,name\nabc,Aa\nabc,aA\n", "line 3: name 'aA' is used twice"),
         (b"prompt,name\nabc,../a\n", "line 2: name '../a' is"),
         (b"prompt,name\nabc,..\n", "line 2: name '..' is"),

@@ -307,3 +307,39 @@ def test_doubtful_scans_need_an_option(model, tmp_path, capsys):
     far = ["--spacing", "9999x20x20", "--trust-spacing"]
     assert main(["tokens", "encode", str(path), *map(str, out), *far]) == 2
     assert "more than 4,096" in capsys.readouterr().err
+
+
+def test_a_short_ct_is_told_to_be_mostly_air(model, tmp_path, capsys):
+    path = chest(tmp_path / "ct.nii")
+    image = nib.load(path)
+    for slices, told in ((3, "fills 44 % of the depth of 3 slices"), (6, "")):
+        nib.save(image.slicer[:, :, :slices], tmp_path / "short.nii")
+        arguments = [str(tmp_path / "short.nii"), "--out", str(tmp_path / "ids.npz")]
+        assert main(["tokens", "encode", *arguments, "--model", str(model)]) == 0
+        said = capsys.readouterr().err
+        assert told in said and bool(said) is bool(told)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": np.full((5, 2, 2), -1, np.int32)},
+        {"ids": np.full((5, 2, 2), 32, np.int32)},
+        {"ids": np.zeros((5, 2, 3), np.int32)},
+        {"ids": np.zeros((0, 2, 2), np.int32)},
+        {"shape": ["a"]},
+        {"shape": [0, -4, 10]},
+        {"shape": [100_000] * 3},
+        {"grid_shape": [0, -4, 10]},
+        {"grid_spacing_mm": [np.nan, 1.0, 1.0]},
+        {"form_code": ["a"]},
+        {"form_code": 9},
+        {"stored_order": np.zeros((3, 2), int)},
+        {"affine": np.full((4, 4), np.nan)},
+    ],
+)
+def test_ids_that_were_tampered_with(files, model, tmp_path, capsys, change):
+    path = tmp_path / "ids.npz"
+    np.savez(path, **read_encoded(files[0])._asdict() | change)
+    out = ["--out", tmp_path / "back.nii.gz", "--model", model]
+    assert str(path) in refused(capsys, tmp_path, "decode", path, *out)

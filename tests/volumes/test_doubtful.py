@@ -249,6 +249,21 @@ def test_a_size_that_no_chest_has(tmp_path, factor, words):
     assert "9 x 5.625 x 5.625 mm as stated" in ct.notes[0]
 
 
+def test_the_size_after_resampling_counts_as_well(tmp_path):
+    sheared = AFFINE.copy()
+    sheared[1, 2] = 36.0
+    path = save(tmp_path / "ct.nii", sheared, qform=0)
+    data = bytearray(path.read_bytes())
+    data[76 + 12 : 76 + 16] = np.float32(np.hypot(36, 9)).tobytes()  # pixdim as the sform has it
+    path.write_bytes(data)
+    refuse(path, "which no chest CT is", "x 1,5")
+
+
+def test_the_unit_of_the_header_is_named(tmp_path):
+    refuse(save(tmp_path / "ct.nii", units="micron"), "is the header's unit, micrometre, right?")
+    refuse(save(tmp_path / "ct.nii", units="meter"), "is the header's unit, metre, right?")
+
+
 def test_one_axis_alone_is_enough(tmp_path):
     for scales in ((0.1, 1, 1), (1, 0.1, 1), (1, 1, 9)):
         refuse(save(tmp_path / "ct.nii", AFFINE @ np.diag([*scales, 1])), "which no chest CT is")
@@ -302,6 +317,35 @@ def test_a_pair_of_files(tmp_path):
     refuse(tmp_path / "other.nii", "is the header of a .hdr/.img pair")
     (tmp_path / "ct.hdr").unlink()
     refuse(tmp_path / "ct.img", "its header ct.hdr is missing")
+
+
+def test_a_form_that_is_unusable_is_named_with_the_other(tmp_path):
+    path = save(tmp_path / "ct.nii")
+    patched(path, 280, struct.pack("<f", np.nan))
+    refuse(path, "its sform has NaN", "--form qform")
+    assert read_volume(path, form="qform").form == "qform"
+    patched(path, 280, bytes(48))
+    refuse(path, "not positive", "--form qform")
+
+
+def test_a_stated_spacing_replaces_an_impossible_one(tmp_path, capfd):
+    path = patched(save(tmp_path / "ct.nii", sform=0), 80, struct.pack("<3f", -5.0, 0.0, np.nan))
+    refuse(path, "is not positive", "--spacing")
+    ct = read_volume(path, spacing_mm=(9.0, 5.6, 5.6))
+    assert ct.spacing_mm == pytest.approx((9.0, 5.6, 5.6))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_names_and_compression_that_do_not_fit(tmp_path):
+    packed = save(tmp_path / "ct.nii.gz")
+    (tmp_path / "other.nii").write_bytes(packed.read_bytes())
+    refuse(tmp_path / "other.nii", "compressed by gzip; rename it")
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(packed.read_bytes()))
+    refuse(tmp_path / "plain.nii.gz", "not compressed, but named .gz")
+    image = nib.Nifti1Pair(phantom(), AFFINE)
+    nib.save(image, tmp_path / "pair.img")
+    (tmp_path / "pair.img").unlink()
+    refuse(tmp_path / "pair.hdr", "its voxels pair.img are missing")
 
 
 def test_nifti_2(tmp_path):

@@ -242,7 +242,7 @@ def test_bad_spacing(tmp_path, spacing):
 
 @pytest.mark.parametrize(
     ("row", "words"),
-    [([0, 0, 0, 0], "2.5, 0.0] is not pos"), ([0, 0, np.inf, 0], "the affine has")],
+    [([0, 0, 0, 0], "2.5, 0.0] is not pos"), ([0, 0, np.inf, 0], "the affine of its sform has")],
 )
 def test_affine_that_places_no_voxels(tmp_path, row, words):
     image = nib.Nifti1Image(random_ct(), np.diag([0.7, 2.5, 9, 1]))
