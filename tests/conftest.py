@@ -13,8 +13,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-# Started under nohup, the tests would find SIGHUP ignored, which the code respects.
+# Started under nohup or in the background, the tests would find these ignored, which the code
+# respects.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests compile the same tiny programs again and again, which takes far longer than running them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

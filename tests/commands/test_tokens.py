@@ -343,3 +343,15 @@ def test_ids_that_were_tampered_with(files, model, tmp_path, capsys, change):
     np.savez(path, **read_encoded(files[0])._asdict() | change)
     out = ["--out", tmp_path / "back.nii.gz", "--model", model]
     assert str(path) in refused(capsys, tmp_path, "decode", path, *out)
+
+
+def test_every_command_fixes_the_numerics(files, model, scan, tmp_path, monkeypatch):
+    fixed = []
+    monkeypatch.setattr("gct_jax.runtime.numerics.fix_numerics", fixed.append)
+    chosen = ["--model", str(model)]
+    encode = ["tokens", "encode", str(scan), "--out", str(tmp_path / "i.npz"), SMALL, *chosen]
+    decode = ["tokens", "decode", str(files[0]), "--out", str(tmp_path / "b.nii"), *chosen]
+    export = ["export", "t5x", "--out", str(tmp_path / "t5x"), *chosen]
+    for number, command in enumerate((encode, decode, export), 1):
+        assert main(command) == 0
+        assert fixed == ["gct"] * number

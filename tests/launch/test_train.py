@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny_model import quick_compilation
 
+from configs import tiny
 from data_pipelines.phantom import batches, pool
+from gct_jax.config import override
 from gct_jax.model_folder import load_model
 from gct_jax.parts import PARTS
 from gct_jax.runtime.lock import locked
-from gct_jax.training.stages import load_parts
+from gct_jax.training.stages import Parts, load_parts
 from launch import data, export_model, train
 
 ADVERSARIAL = [
@@ -323,3 +325,23 @@ def test_ids_have_room_in_what_they_are_stored_as(codes, expected):
     kind = data.smallest_id_type(codes)
     assert np.dtype(kind).name == expected
     assert int(np.array(codes - 1).astype(kind)) == codes - 1
+
+
+def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeypatch):
+    """The last cases, whole batches of them, in the wording of step 0."""
+    asked = []
+
+    def maker(config, folder, workdir, parts):
+        return lambda step, cases: asked.append((step, list(cases))) or {}
+
+    monkeypatch.setitem(data.MAKERS, "ctvit", maker)
+    options = ["data.cases=20", "data.held_out=9", "loop.batch_size=4", "loop.seed=3"]
+    config = override(tiny.ctvit(), options)
+    made = data.phantom_data(config, tmp_path, Parts(config.model, {}, None))
+    assert asked == [(0, [11, 12, 13, 14]), (0, [15, 16, 17, 18])]
+    asked.clear()
+    stream = made.batches(5)
+    for _ in range(3):
+        next(stream)
+    assert [step for step, _ in asked] == [5, 6, 7]
+    assert all(len(cases) == 4 and max(cases) < 11 for _, cases in asked)

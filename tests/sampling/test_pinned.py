@@ -61,8 +61,9 @@ def folder(tmp_path_factory):
     return base.with_name("pinned")
 
 
-def test_pinned_cascade(folder, tmp_path):
-    out = tmp_path / "out"
+def test_pinned_cascade(folder, tmp_path, monkeypatch):
+    out, given_back = tmp_path / "out", []
+    monkeypatch.setattr(cascade, "give_back_freed_memory", lambda: given_back.append(1))
     arguments = ["generate", PROMPT, "--model", str(folder), "--seed", "11", "--slices", "7"]
     assert main([*arguments, "--out", str(out)]) == 0
     image = nib.load(out / "volume.nii.gz")
@@ -84,6 +85,7 @@ def test_pinned_cascade(folder, tmp_path):
         },
     }  # fmt: skip
     pinned_run.check("cascade", results, tolerance=0.01)
+    assert given_back  # before the U-Net, which needs the most memory
 
 
 def test_every_setting_is_away_from_its_default():

@@ -1,6 +1,7 @@
 """Checkpoints that were damaged in nine ways, and readers beside a run that saves."""
 
 import json
+import logging
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from line_stage import RULES, init_state, leaves, run
 from gct_jax import sharding
 from gct_jax.errors import GctError
 from gct_jax.random_keys import random_key
+from gct_jax.training import checkpoint
 from gct_jax.training.checkpoint import Checkpoints, read_items
 from gct_jax.training.checksums import checksum, tree_checksums
 from gct_jax.training.loop import with_shardings
@@ -174,6 +176,14 @@ def raising(error):
         raise error
 
     return call
+
+
+def test_libraries_are_silent_while_a_checkpoint_is_read():
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.level for logger in loggers]
+    with checkpoint._quiet():
+        assert not any(logger.isEnabledFor(logging.CRITICAL) for logger in loggers)
+    assert [logger.level for logger in loggers] == before
 
 
 # --- Checksums

@@ -143,6 +143,14 @@ def test_signals_that_follow_do_not_lose_the_save(tmp_path, later, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_host_waits_for_the_step_before(tmp_path, monkeypatch):
+    """So that signals and progress do not run ahead of the device by more than one step."""
+    waited = []
+    monkeypatch.setattr(loop.jax, "block_until_ready", lambda window: waited.append(list(window)))
+    run(tmp_path, steps=4)
+    assert [[step for step, _ in window] for window in waited] == [[], [1], [], [3]]
+
+
 def test_a_third_interrupt_ends_at_once(tmp_path):
     def interrupted(start):
         for batch in batches(start):

@@ -89,7 +89,7 @@ def batch_of(stage, rows=4):
     ids = rng.integers(0, 32, (rows, 3, 2, 2), dtype=np.int32)
     ids[1::2, 1:] = ids[::2, 1:]
     text = rng.integers(3, 128, (rows, 48), dtype=np.int32)
-    text[:, 40:] = 0
+    text[:, 39], text[:, 40:] = 1, 0  # the end token, padding
     everything = {
         "volume": volume,
         "token_ids": ids,
