@@ -29,7 +29,7 @@ def kind(cls, field):
     """int, float, str, bool or a configuration class, inside a tuple or beside None as well."""
     hint = typing.get_type_hints(cls)[field.name]
     if isinstance(hint, types.UnionType):
-        (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
 
 
