@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     config: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     for file in files:
-        if file not in beside:
+        if file.kind not in BESIDE:
             config |= file.config
             variables |= file.variables
     tokenizer_bytes = None
@@ -153,7 +153,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for file in beside:
             write_beside(folder, file)
-        write_set_aside(folder, [unused(file) if file in beside else file for file in files])
+        kept = [unused(file) if file.kind in BESIDE else file for file in files]
+        write_set_aside(folder, kept)
     _report(arguments.out, model, variables, files, arguments.set)
 
 

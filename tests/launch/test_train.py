@@ -345,3 +345,12 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
         next(stream)
     assert [step for step, _ in asked] == [5, 6, 7]
     assert all(len(cases) == 4 and max(cases) < 11 for _, cases in asked)
+
+    asked.clear()  # with twins a case gives two rows
+    pairs = override(config, ["ctvit.twins=True"])
+    made = data.phantom_data(pairs, tmp_path, Parts(config.model, {}, None))
+    assert [len(cases) for _, cases in asked] == [2, 2, 2, 2]
+    for step in range(5):
+        next(made.batches(step))
+    assert all(len(cases) == 2 for _, cases in asked)
+    assert len({case for _, cases in asked[4:9] for case in cases}) == 10  # no case twice so far
