@@ -354,3 +354,11 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
         next(made.batches(step))
     assert all(len(cases) == 2 for _, cases in asked)
     assert len({case for _, cases in asked[4:9] for case in cases}) == 10  # no case twice so far
+
+
+def test_an_export_fixes_the_numerics_and_needs_a_device(tmp_path, capsys, monkeypatch):
+    prepared = []
+    monkeypatch.setattr("gct_jax.runtime.numerics.prepare_jax", prepared.append)
+    assert export_model.main([str(tmp_path / "absent"), "--out", str(tmp_path / "m")]) == 2
+    assert prepared == ["launch.export_model"]
+    assert "absent" in capsys.readouterr().err

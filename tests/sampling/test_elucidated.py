@@ -87,3 +87,12 @@ def test_training_noise_levels_are_log_normal():
     logs = np.log(elucidated.draw_sigma(jax.random.key(1), 4096))
     assert abs(logs.mean() + 1.2) < 0.08
     assert abs(logs.std() - 1.2) < 0.06
+
+
+@pytest.mark.parametrize(("churn", "gamma"), [(2.0, 0.2), (0.0, 0.0), (80.0, 2**0.5 - 1)])
+def test_churn_is_shared_among_the_steps(churn, gamma):
+    sigmas = noise_levels(10)
+    found = np.asarray(churn_factors(sigmas, churn=churn))
+    between = (np.asarray(sigmas) >= 0.05) & (np.asarray(sigmas) <= 50)
+    np.testing.assert_allclose(found[between], gamma, rtol=1e-6)
+    assert between.any() and not found[~between].any()
