@@ -48,7 +48,7 @@ def test_all_that_is_missing_is_named(monkeypatch):
     with pytest.raises(ConfigError) as error:
         extras.require_extras("tpu", "train")
     assert str(error.value) == (
-        "libtpu, optax, orbax, tensorboardX are missing; pip install -e '.[tpu,train]'"
+        "libtpu, optax, orbax, tensorboardX, filelock are missing; pip install -e '.[tpu,train]'"
     )
 
 

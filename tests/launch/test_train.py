@@ -302,16 +302,14 @@ def test_provenance_goes_through_model_folders(folder, strangers, tmp_path):
     assert load_model(tmp_path / "m").provenance == found
 
 
-def test_a_damaged_newest_checkpoint_does_not_stop_an_export(folder, tmp_path, capsys):
-    for stage in ("ctvit",):
-        shutil.copytree(folder / stage, tmp_path / stage)
+def test_damaged_checkpoints_are_one_line_of_an_export(folder, tmp_path, capsys):
+    shutil.copytree(folder / "ctvit", tmp_path / "ctvit")
     path = tmp_path / "ctvit/checkpoints/20"
     shutil.copytree(path, tmp_path / "ctvit/checkpoints/19")
     shutil.rmtree(path / "ema.ctvit")
     assert export_model.main([str(tmp_path / "ctvit"), "--out", str(tmp_path / "model")]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert "checkpoint 20" in told[0] and "no other is whole" in told[-1]
-    assert all("Traceback" not in line for line in told)
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert "checkpoint 19" in told and "no other is whole" in told
 
 
 # --- Ids of large codebooks

@@ -119,7 +119,7 @@ def test_how_a_run_ends_is_told(tmp_path):
     assert told[5] == ("finished", 12)
 
 
-@pytest.mark.parametrize("later", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("later", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_follow_do_not_lose_the_save(tmp_path, later, monkeypatch):
     def interrupted(start):
         for i, batch in enumerate(batches(start)):
