@@ -214,3 +214,24 @@ def test_any_single_change_changes_it(dtype):
         assert int(checksum(values.at[row, column].set(values[row, column] == 0))) != before
     assert int(checksum(values[:, ::-1])) != before
     assert tree_checksums({"a": values}) == {"['a']": [[4, 6], before]}
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_processes_agree_on_a_damaged_checkpoint(monkeypatch, other):
+    """One that another process cannot read is damaged for all; each tells the others once."""
+    told = []
+
+    def allgather(mine):
+        told.append(int(mine))
+        return np.array([int(mine), other])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", allgather)
+    if other:
+        with pytest.raises(checkpoint.DamagedError, match="another process"):
+            checkpoint._all_agree(lambda: {"a": 1})
+    else:
+        assert checkpoint._all_agree(lambda: {"a": 1}) == {"a": 1}
+    with pytest.raises(checkpoint.DamagedError, match="mine"):
+        checkpoint._all_agree(raising(checkpoint.DamagedError("mine")))
+    assert told == [0, 1]
