@@ -15,6 +15,7 @@ from gct_jax.interop.weight_files import (
     as_float32,
     read_safetensors,
     read_weight_file,
+    without_wrappers,
     write_safetensors,
 )
 from gct_jax.models.t5 import BUCKETS, MAX_DISTANCE, T5Encoder
@@ -100,7 +101,7 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
     init = T5Encoder(**module_fields(config)).init
     abstract = jax.eval_shape(init, random_key(0), jnp.zeros((1, 1), jnp.int32))
     params = {}
-    state = {_clean(name): value for name, value in state.items()}
+    state = {without_wrappers(n).removeprefix("transformer."): x for n, x in state.items()}
     for path, leaf in flatten_dict(abstract["params"], sep="/").items():
         name = names[path]
         if path == EMBEDDING and name not in state:
@@ -142,11 +143,6 @@ def t5_to_huggingface(config: T5Config, variables: dict[str, Any], folder: str |
     }
     write_safetensors(Path(folder) / "model.safetensors", state, {"format": "pt"})
     (Path(folder) / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-
-
-def _clean(name: str) -> str:
-    """A name without the wrappers of `torch.compile` and data parallelism."""
-    return name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("transformer.")
 
 
 def _names(config: T5Config) -> dict[str, str]:

@@ -63,6 +63,11 @@ def write_safetensors(
     path.chmod(mode)
 
 
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what `torch.compile` and data-parallel wrappers put into it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def as_float32(name: str, value: np.ndarray) -> np.ndarray:
     """A weight of 16 or 32 bits as float32, which holds all of them exactly.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gct_jax.errors import ModelFolderError
+from gct_jax.interop.weight_files import without_wrappers
 
 
 def flatten_document(document: Any) -> tuple[dict[str, np.ndarray], Any]:
@@ -22,7 +23,7 @@ def flatten_document(document: Any) -> tuple[dict[str, np.ndarray], Any]:
     if not isinstance(document, dict):
         raise ModelFolderError(f"holds a {type(document).__name__}, not named tensors")
     flat = all(isinstance(value, np.ndarray) for value in document.values())
-    if flat and not any(_clean(name) != name for name in document):
+    if flat and not any(without_wrappers(name) != name for name in document):
         return dict(document), None
     tensors: dict[str, np.ndarray] = {}
     return tensors, _structure(document, "", tensors)
@@ -41,15 +42,12 @@ def restore_document(structure: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     return content
 
 
-def _clean(name: str) -> str:
-    """A name without what `torch.compile` and data-parallel wrappers put into it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
-
-
 def _structure(node: Any, name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     def inner(key: Any, value: Any) -> dict[str, Any]:
         return _structure(
-            value, f"{name}/{_clean(str(key))}" if name else _clean(str(key)), tensors
+            value,
+            f"{name}/{without_wrappers(str(key))}" if name else without_wrappers(str(key)),
+            tensors,
         )
 
     if isinstance(node, np.ndarray):
