@@ -13,6 +13,9 @@ import jax
 import numpy as np
 
 FOLDER = Path(__file__).parent / "pinned"
+# The softmax does not see what is added to all logits alike, so these have a gradient that is zero
+# but for rounding, which Adam turns into steps of any direction.
+WITHOUT_GRADIENT = ("bias']['out']['bias']", "['position']['bias']")
 
 
 def summary(tree: Any) -> dict[str, list[float]]:
@@ -47,13 +50,13 @@ def check(name: str, results: dict[str, dict[str, Any]], tolerance: float = 0.02
     expected = json.loads(path.read_text())
     names = [{group: list(v) for group, v in found.items()} for found in (results, expected)]
     assert names[0] == names[1]
+    misses = []
     for group, values in expected.items():
         for key, value in values.items():
+            if any(pattern in key for pattern in WITHOUT_GRADIENT):
+                continue
             scale = float(np.max(np.abs(value))) if np.size(value) else 0.0
-            np.testing.assert_allclose(
-                results[group][key],
-                value,
-                rtol=0,
-                atol=tolerance * scale + 1e-7,
-                err_msg=f"{name}: {group} {key}",
-            )
+            difference = np.max(np.abs(np.subtract(results[group][key], value)), initial=0.0)
+            if not difference <= tolerance * scale + 1e-7:
+                misses.append(f"{group} {key}: {results[group][key]} instead of {value}")
+    assert not misses, f"{name}\n" + "\n".join(misses)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,10 +93,13 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("stage", LOSSES)
-def test_loss_and_gradient_are_those_of_one_device(stage):
+def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
     # float32; the order of the sums differs, hence 1e-4 of each largest entry; 1e-7 for gradients
     # that are zero but for rounding (a constant added to all attention logits). The mesh has all
-    # three axes: with two XLA's partitioner made no mistake, see `constrain_batch`.
+    # three axes: with two XLA's partitioner made no mistake, see `constrain_batch`. At the kink of
+    # a ReLU another order of the sums changes the gradient by several per cent, hence smooth ones.
+    monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
+    monkeypatch.setattr(flax.linen, "leaky_relu", lambda x, slope: jax.nn.silu(x) + slope * x)
     config = tiny.ctvit() if stage == "discriminator" else getattr(tiny, stage)()
     config = override(config, ["ctvit.adversarial=True"])
     rng = np.random.default_rng(0)
