@@ -383,7 +383,7 @@ DICOM_FILE = bytes(128) + b"DICM" + bytes(400)
         ("ct.dcm", DICOM_FILE, ("DICOM", "dcm2niix")),
         ("ct", DICOM_FILE, ("DICOM", "dcm2niix")),
         ("ct.nii", b"NRRD0005\n", ("NRRD",)),
-        ("ct.nii.gz", gzip.compress(b"NRRD0005\n" + bytes(600)), ("NRRD",)),
+        ("ct.nii.gz", gzip.compress(b"NRRD0005\n" + bytes(600), mtime=0), ("NRRD",)),
         ("ct.mnc", b"\x89HDF\r\n\x1a\n", ("HDF5",)),
         ("ct.zip", b"PK\x03\x04", ("ZIP",)),
         ("ct.npy", b"\x93NUMPY", ("NumPy", "no orientation")),
