@@ -114,14 +114,17 @@ class Model:
         return digest.hexdigest()
 
 
-def load_model(folder: str | Path) -> Model:
+def load_model(folder: str | Path | None = None) -> Model:
     """Open a model folder and check its config and the names and shapes of all tensors.
+
+    Args:
+      folder: None opens the demo model that ships with the package.
 
     Raises:
       ModelFolderError: a file is missing or damaged, a tensor is missing, left over or of another
         shape than the config asks for.
     """
-    folder = Path(folder)
+    folder = demo_folder() if folder is None else Path(folder)
     if not folder.is_dir():
         raise ModelFolderError(f"there is no model folder {folder}")
     config = _read_config(folder / "config.json")

@@ -5,13 +5,25 @@ row of a batch the same numbers as the row alone.
 """
 
 import jax
+import numpy as np
+
+from gct_jax.config import LARGEST_SEED
+from gct_jax.errors import InputError
 
 GENERATOR = "threefry2x32"
 
 
 def random_key(seed: int | jax.Array) -> jax.Array:
-    """Typed key of `GENERATOR` for a seed from 0 to 2**32 - 1."""
+    """Typed key of `GENERATOR` for a seed from 0 to 2**32 - 1; see `require_seed`."""
     return jax.random.key(seed, impl=GENERATOR)
+
+
+def require_seed(seed: int) -> None:
+    """Raise InputError unless `seed` is a whole number from 0 to 2**32 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise InputError(f"seed {seed!r} is not a whole number")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed {seed} is not from 0 to {LARGEST_SEED}")
 
 
 def wrapped_key(key_data: jax.Array) -> jax.Array:

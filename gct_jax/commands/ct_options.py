@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gct_jax.notes import tell
+
 if TYPE_CHECKING:
+    from gct_jax.volumes.ct import CT
     from gct_jax.volumes.grid import Spacing
-    from gct_jax.volumes.nifti import CTVolume
 
 
 def add_ct_options(parser: argparse.ArgumentParser) -> None:
@@ -50,15 +51,15 @@ def spacing(text: str) -> "Spacing":
     )
 
 
-def read_ct(path: Path, arguments: argparse.Namespace) -> "CTVolume":
+def read_ct(path: Path, arguments: argparse.Namespace) -> "CT":
     """The CT, its notes told on stderr.
 
     Raises:
-      InputError: see `read_volume`.
+      InputError: see `CT.from_file`.
     """
-    from gct_jax.volumes.nifti import read_volume
+    from gct_jax.volumes.ct import CT
 
-    ct = read_volume(
+    ct = CT.from_file(
         path,
         form=arguments.form,
         spacing_mm=arguments.spacing,
@@ -66,5 +67,5 @@ def read_ct(path: Path, arguments: argparse.Namespace) -> "CTVolume":
         require_orientation=arguments.require_orientation,
     )
     for note in ct.notes:
-        print(f"gct: note: {path}: {note}", file=sys.stderr)
+        tell(f"{path}: {note}")
     return ct

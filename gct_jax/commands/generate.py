@@ -2,29 +2,22 @@
 
 import argparse
 import contextlib
-import importlib.metadata
-import json
-import platform
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gct_jax import __version__
 from gct_jax.commands.argument_types import count, seed_list, seed_number, weight
 from gct_jax.commands.prompt_table import Request, read_prompt_table
 from gct_jax.errors import InputError
+from gct_jax.notes import tell
 from gct_jax.runtime.files import replace_files_when_done
 from gct_jax.runtime.stopping import check, deferred
 
 if TYPE_CHECKING:
-    from gct_jax.model_folder import Model
-    from gct_jax.sampling.cascade import Generated, Settings
-    from gct_jax.text import TokenizedText
+    from gct_jax.volumes.ct import CT
 
-FILES = ("volume.nii.gz", "preview.png", "metadata.json")
-LONGEST_NOTE = 300  # characters; metadata.json has all of them
+CT_FILES = ("volume.nii.gz", "preview.png", "metadata.json")
+UNITS = {"tokens": "step", "superres": "slice"}
 EXAMPLE = "58 years old female: Large left pleural effusion. Cardiomegaly."
 
 
@@ -89,35 +82,49 @@ def run(arguments: argparse.Namespace) -> None:
     requests = read_requests(arguments)
 
     with deferred():  # importing can swallow the exception of a signal
-        from gct_jax.model_folder import demo_folder, load_model
+        import gct_jax
+        from gct_jax.generation import generate_batches
         from gct_jax.runtime.numerics import prepare_jax
-        from gct_jax.sampling import cascade  # noqa: F401 - loads what is needed later
 
     prepare_jax("gct")
-    model = load_model(arguments.model or demo_folder())
-    settings, asked = read_settings(model, arguments)
-    texts = [encode_prompt(model, request.prompt) for request in requests]
-    if settings.slices != asked:
-        note(f"{asked} slices are not possible with this model; making {settings.slices}")
-    trained = model.config.volume.slices
-    if settings.slices > trained:
-        note(f"{settings.slices} slices are more than the {trained} the model was trained on")
-    for text in dict.fromkeys(text.truncated_text for text in texts):
-        if text:
-            shown = text if len(text) <= LONGEST_NOTE else f"{text[:LONGEST_NOTE]}..."
-            note(f"the prompt is too long; not read: '{shown}'")
-    for words in dict.fromkeys(text.unknown for text in texts):
-        if words:
-            note(f"the model's vocabulary does not know: {', '.join(map(repr, words))}")
     room = min(arguments.batch, len(requests))
-    for first in range(0, len(requests), room):
-        rows = slice(first, first + room)
-        generate_batch(model, requests[rows], texts[rows], settings, asked, room)
+    bars = ProgressBars()
+    batches = generate_batches(
+        gct_jax.load_model(arguments.model),
+        [request.prompt for request in requests],
+        seeds=[request.seed for request in requests],
+        slices=arguments.slices,
+        steps=arguments.steps,
+        temperature=arguments.temperature,
+        guidance=arguments.guidance,
+        superres=not arguments.no_superres,
+        superres_steps=arguments.sr_steps,
+        dtype=arguments.dtype,
+        batch=room,
+        on_progress=bars,
+        on_note=tell,
+    )
+    with contextlib.closing(bars):
+        for first in range(0, len(requests), room):
+            write_batch(requests[first : first + room], batches)
 
 
-def note(message: str) -> None:
-    """Tell the user something that is not an error."""
-    print(f"gct: note: {message}", file=sys.stderr)
+def write_batch(requests: list[Request], batches: Iterator[list["CT"]]) -> None:
+    """Take the next CTs and write the three files of each, all of them or none."""
+    with contextlib.ExitStack() as unfinished:
+        # Folders first: one that cannot be written to is found out before the long part.
+        writers = []
+        for request in requests:
+            writer = unfinished.enter_context(contextlib.ExitStack())
+            folder = writer.enter_context(replace_files_when_done(request.folder, CT_FILES))
+            writers.append((writer, folder))
+        for request, ct, (writer, folder) in zip(requests, next(batches), writers, strict=True):
+            ct.write_files(folder)
+            writer.close()  # moves the files to where they belong
+            size = " x ".join(map(str, ct.volume_hu.shape))
+            spacing = " x ".join(f"{mm:.3g}" for mm in ct.spacing_mm)
+            path = request.folder / CT_FILES[0]
+            print(f"{path}: {size} voxels of {spacing} mm, seed {request.seed}")
 
 
 def read_requests(arguments: argparse.Namespace) -> list[Request]:
@@ -140,168 +147,26 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
     return read_prompt_table(arguments.prompts, arguments.seed, arguments.out)
 
 
-def read_settings(model: "Model", arguments: argparse.Namespace) -> tuple["Settings", int]:
-    """The model's defaults with the user's options in their place, and the slice count asked for.
-
-    Raises:
-      GctError: the model cannot make such a volume.
-    """
-    from gct_jax.sampling.cascade import (
-        best_dtype,
-        choose_settings,
-        fitting_slices,
-        require_generator,
-    )
-
-    require_generator(model.config, superres=not arguments.no_superres)
-    asked = arguments.slices or model.config.volume.slices
-    settings = choose_settings(
-        model.config,
-        slices=fitting_slices(model.config, asked),
-        steps=arguments.steps,
-        temperature=arguments.temperature,
-        guidance=arguments.guidance,
-        superres=not arguments.no_superres,
-        superres_steps=arguments.sr_steps,
-        dtype=best_dtype() if arguments.dtype == "auto" else arguments.dtype,
-    )
-    return settings, asked
-
-
-def encode_prompt(model: "Model", prompt: str) -> "TokenizedText":
-    """Token ids of a prompt, as many as the model reads.
-
-    Raises:
-      InputError: nothing of the prompt can be read.
-    """
-    assert model.tokenizer and model.config.t5  # as require_generator has found
-    return model.tokenizer.encode(prompt, model.config.t5.max_length)
-
-
-def generate_batch(
-    model: "Model",
-    requests: list[Request],
-    texts: list["TokenizedText"],
-    settings: "Settings",
-    asked: int,
-    room: int,
-) -> None:
-    """Sample volumes together and write the three files of each, all of them or none."""
-    import jax
-
-    from gct_jax.random_keys import GENERATOR
-    from gct_jax.sampling.cascade import generate_volumes
-
-    start = time.perf_counter()
-    with contextlib.ExitStack() as unfinished:
-        # Folders first: one that cannot be written to is found out before the long part.
-        writers = []
-        for request in requests:
-            writer = unfinished.enter_context(contextlib.ExitStack())
-            folder = writer.enter_context(replace_files_when_done(request.folder, FILES))
-            writers.append((writer, folder))
-        with progress_bars() as on_progress:
-            volumes = generate_volumes(
-                model,
-                [text.ids for text in texts],
-                [request.seed for request in requests],
-                settings,
-                on_progress,
-                room=room,
-                stepwise=jax.default_backend() == "cpu",
-            )
-        sampled = time.perf_counter() - start
-        for request, text, made, (writer, folder) in zip(
-            requests, texts, volumes, writers, strict=True
-        ):
-            metadata = {
-                "prompt": request.prompt,
-                "prompt_not_read": " ".join([*text.unknown, text.truncated_text]).strip(),
-                "prompt_unknown": text.unknown,
-                "seed": request.seed,
-                **settings._asdict(),
-                "slices_asked": asked,
-                "batch": len(requests),
-                "model": {"name": model.config.name, "sha256": model.sha256},
-                "device": device_name(),
-                "random_generator": GENERATOR,
-                "versions": versions(),
-            }
-            write_volume_files(folder, made, metadata, sampled)
-            writer.close()  # moves the files to where they belong
-            size = " x ".join(map(str, made.volume.shape))
-            spacing = " x ".join(f"{mm:.3g}" for mm in made.spacing_mm)
-            path = request.folder / "volume.nii.gz"
-            print(f"{path}: {size} voxels of {spacing} mm, seed {request.seed}")
-
-
-def write_volume_files(
-    folder: Path, made: "Generated", metadata: dict[str, Any], sampled: float
-) -> None:
-    """The three files of a volume.
-
-    metadata: what is known but of the volume itself. sampled: seconds that its batch took.
-    """
-    from gct_jax.volumes.intensity import from_unit
-    from gct_jax.volumes.nifti import write_volume
-    from gct_jax.volumes.preview import save_preview
-
-    volume_hu = from_unit(made.volume)
-    start = time.perf_counter()
-    write_volume(folder / "volume.nii.gz", volume_hu, made.spacing_mm)
-    save_preview(folder / "preview.png", volume_hu, made.spacing_mm, metadata["prompt"])
-    writing = time.perf_counter() - start
-    metadata |= {
-        "shape": volume_hu.shape,
-        "axes": "depth (feet to head), height (front to back), width (right to left)",
-        "spacing_mm": made.spacing_mm,
-        "seconds": {
-            **made.seconds,
-            "write": round(writing, 3),
-            "total": round(sampled + writing, 3),
-        },
-    }
-    (folder / "metadata.json").write_text(
-        json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+class ProgressBars:
     """A bar on stderr for every stage that reports its progress."""
-    from tqdm import tqdm
 
-    units = {"tokens": "step", "superres": "slice"}
-    bars: dict[str, tqdm] = {}
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
 
-    def on_progress(stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps or slices of the stage are finished."""
+        from tqdm import tqdm
+
         check()
-        if stage not in bars:
-            bars[stage] = tqdm(desc=f"{stage:8}", total=total, unit=units[stage])
-        bars[stage].update(done - bars[stage].n)
+        if stage not in self._bars:
+            self._bars[stage] = tqdm(desc=f"{stage:8}", total=total, unit=UNITS[stage])
+        bar = self._bars[stage]
+        bar.update(done - bar.n)
         if done == total:
-            bars[stage].close()
+            self._bars.pop(stage).close()
 
-    try:
-        yield on_progress
-    finally:
-        for bar in bars.values():
+    def close(self) -> None:
+        """Close the bars of stages that were not finished."""
+        for bar in self._bars.values():
             bar.close()
-
-
-def device_name() -> str:
-    """Platform and kind of the device that computes."""
-    import jax
-
-    device = jax.devices()[0]
-    return f"{device.platform}: {device.device_kind}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    packages = ("jax", "jaxlib", "flax", "numpy")
-    return {
-        "gct_jax": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
+        self._bars.clear()

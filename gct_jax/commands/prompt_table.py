@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from gct_jax.commands.argument_types import seed_number
 from gct_jax.errors import InputError
+from gct_jax.notes import tell
 
 COLUMNS = ("prompt", "name", "seed")
 
@@ -51,7 +51,7 @@ def read_prompt_table(path: Path, first_seed: int, out: Path) -> list[Request]:
         raise InputError(f"{path} holds no prompts")
     unused = [column for column in columns if column not in COLUMNS]
     if unused:
-        print(f"gct: note: {path}: columns that are not used: {', '.join(unused)}", file=sys.stderr)
+        tell(f"{path}: columns that are not used: {', '.join(unused)}")
     requests: dict[str, Request] = {}
     for index, (line, row) in enumerate(rows):
         where = f"{path} line {line}"

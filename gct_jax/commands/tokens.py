@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,16 +26,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gct_jax.commands.ct_options import add_ct_options, read_ct
-from gct_jax.config import ModelConfig, to_dict
+from gct_jax.config import to_dict
 from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.notes import tell
 from gct_jax.runtime.files import replace_when_done, require_file
 from gct_jax.runtime.stopping import deferred
+from gct_jax.volumes.grid import by
 
 if TYPE_CHECKING:
     from gct_jax.model_folder import Model
 
-MOST_SLICES = 4096
-LEAST_COVERED = 0.6  # of the depth that the model sees, without a note
 LARGEST_SIDE = 2**14
 UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
@@ -101,53 +100,34 @@ def run_encode(arguments: argparse.Namespace) -> None:
     """
     require_suffix(arguments.out, ".npz")
     with deferred():
+        from gct_jax import encode, load_model
+        from gct_jax.reconstruction import covering_grid
         from gct_jax.runtime.numerics import prepare_jax
 
     prepare_jax("gct")
     ct = read_ct(arguments.ct, arguments)
-    model = open_model(arguments.model)
-
-    import jax
-
-    from gct_jax.parts import build_part
-    from gct_jax.volumes.intensity import to_unit
-    from gct_jax.volumes.resample import resample
-
-    ctvit = build_part(model.config, "ctvit")
-    shape: Shape = ct.volume_hu.shape
-    grid_shape, grid_spacing_mm = covering_grid(model.config, shape, ct.spacing_mm)
-    covered = shape[0] * ct.spacing_mm[0] / (grid_shape[0] * grid_spacing_mm[0])
-    if covered < LEAST_COVERED:
-        print(
-            f"gct: note: {arguments.ct}: the CT fills {100 * covered:.0f} % of the depth of "
-            f"{grid_shape[0]} slices that the model needs; the rest is air, and what is decoded "
-            "may be far off",
-            file=sys.stderr,
-        )
-    volume_hu = resample(ct.volume_hu, ct.spacing_mm, grid_shape, grid_spacing_mm)
-    volume = to_unit(volume_hu)[None, ..., None]  # [batch, depth, height, width, channel]
-    encode = jax.jit(lambda variables, x: ctvit.apply(variables, x, method=ctvit.encode))
-    ids = np.asarray(encode(model.variables("ctvit"), volume)[0], np.int32)
+    model = load_model(arguments.model)
+    ids = encode(model, ct, lambda text: tell(f"{arguments.ct}: {text}"))
+    grid = covering_grid(model.config, ct.grid)
+    assert ct.stored_order is not None  # it was read from a file
     write_encoded(
         arguments.out,
         EncodedCT(
             ids,
-            grid_shape,
-            grid_spacing_mm,
-            shape,
+            grid.shape,
+            grid.spacing_mm,
+            ct.grid.shape,
             ct.affine,
-            ct.stored_axes,
+            ct.metadata["stored_axes"],
             ct.stored_order,
             ct.form_code,
-            json.dumps(
-                {"file": arguments.ct.name, "placement": ct.form, "notes": ct.notes},
-            ),
+            json.dumps(ct.metadata),
             tokenizer_sha256(model),
         ),
     )
     print(
-        f"{arguments.out}: {by(ids.shape)} ids from {by(shape)} voxels of {by(ct.spacing_mm)} mm, "
-        f"seen as {by(grid_shape)} of {by(grid_spacing_mm)} mm"
+        f"{arguments.out}: {by(ids.shape)} ids from {by(ct.grid.shape)} voxels of "
+        f"{by(ct.spacing_mm)} mm, seen as {by(grid.shape)} of {by(grid.spacing_mm)} mm"
     )
 
 
@@ -160,83 +140,43 @@ def run_decode(arguments: argparse.Namespace) -> None:
     require_suffix(arguments.out, ".nii", ".nii.gz")
     encoded = read_encoded(arguments.ids)
     with deferred():
+        from gct_jax import decode, load_model
         from gct_jax.runtime.numerics import prepare_jax
+        from gct_jax.volumes.grid import Grid
+        from gct_jax.volumes.nifti import write_placed_volume
 
     prepare_jax("gct")
-    model = open_model(arguments.model)
-
-    import jax
-
-    from gct_jax.parts import build_part
-    from gct_jax.volumes.grid import affine_spacing, regrid_affine
-    from gct_jax.volumes.intensity import from_unit
-    from gct_jax.volumes.nifti import write_placed_volume
-    from gct_jax.volumes.resample import resample
-
-    ctvit = build_part(model.config, "ctvit")
+    model = load_model(arguments.model)
     require_same_tokenizer(arguments.ids, encoded, model)
-    require_ids(arguments.ids, encoded, model.config)
-    decode = jax.jit(lambda variables, ids: ctvit.apply(variables, ids, method=ctvit.decode))
-    volume_hu = from_unit(decode(model.variables("ctvit"), encoded.ids[None])[0, ..., 0])
-    affine, spacing_mm = encoded.affine, affine_spacing(encoded.affine)
+    own = Grid(encoded.shape, encoded.affine)
+    try:
+        ct = decode(model, encoded.ids, own.regrid(encoded.grid_shape, encoded.grid_spacing_mm))
+    except InputError as error:
+        raise InputError(f"{arguments.ids} is damaged: {error}") from None
     # Readers give a file without orientation the axes they like, so it keeps those it came in.
     order = None if arguments.model_grid and encoded.form_code else encoded.stored_order
-    if arguments.model_grid:
-        spacing_mm = encoded.grid_spacing_mm
-        affine = regrid_affine(affine, encoded.shape, encoded.grid_shape, spacing_mm)
-    else:
-        volume_hu = resample(volume_hu, encoded.grid_spacing_mm, encoded.shape, spacing_mm)
+    if not arguments.model_grid:
+        ct = ct.resampled(own)
     unstated = "" if encoded.form_code else ", orientation not stated"
     write_placed_volume(
         arguments.out,
-        np.asarray(volume_hu),
-        affine,
+        ct.volume_hu,
+        ct.affine,
         order,
         encoded.form_code,
         description=f"decoded by gct_jax{unstated}",
     )
-    print(f"{arguments.out}: {by(volume_hu.shape)} voxels of {by(spacing_mm)} mm{unstated}")
-
-
-def covering_grid(config: ModelConfig, shape: Shape, spacing_mm: Spacing) -> tuple[Shape, Spacing]:
-    """The model's grid, made large enough for a CT: its shape and spacing.
-
-    Slices keep the model's spacing; there are as many as the CT is long, rounded up to a count
-    that CT-ViT's patches tile. Pixels keep the model's spacing too, with air around a small CT,
-    unless the CT is wider than the model's field; then they grow until it fits.
-
-    Args:
-      config: the model; needs a ctvit.
-      shape: (depth, height, width) of the CT.
-      spacing_mm: its spacing along the same axes.
-
-    Raises:
-      InputError: the CT is longer than `MOST_SLICES` slices.
-    """
-    assert config.ctvit  # build_part has looked
-    grid, patch = config.volume, config.ctvit.temporal_patch_size
-    depth_mm, height_mm, width_mm = np.multiply(shape, spacing_mm).tolist()
-    # 1e-6: a field of exactly the model's length shall not gain slices by rounding
-    slices = math.ceil(depth_mm / grid.slice_spacing_mm - 1e-6)
-    slices = 1 + math.ceil((slices - 1) / patch) * patch
-    if slices > MOST_SLICES:
-        raise InputError(
-            f"the CT is {depth_mm:,.0f} mm long, which asks for {slices:,} slices of "
-            f"{grid.slice_spacing_mm:g} mm, more than {MOST_SLICES:,}; cut it, or state --spacing"
-        )
-    pixel_mm = max(grid.pixel_spacing_mm, max(height_mm, width_mm) / grid.image_size)
-    return (slices, grid.image_size, grid.image_size), (grid.slice_spacing_mm, pixel_mm, pixel_mm)
-
-
-def open_model(folder: Path | None) -> "Model":
-    """The model in `folder`, by default the demo model."""
-    from gct_jax.model_folder import demo_folder, load_model
-
-    return load_model(folder or demo_folder())
+    print(f"{arguments.out}: {by(ct.grid.shape)} voxels of {by(ct.spacing_mm)} mm{unstated}")
 
 
 def tokenizer_sha256(model: "Model") -> str:
-    """Hash of CT-ViT's configuration and weights; other parts of a model may change freely."""
+    """Hash of CT-ViT's configuration and weights; other parts of a model may change freely.
+
+    Raises:
+      ModelFolderError: the model has no CT-ViT.
+    """
+    if model.config.ctvit is None:
+        raise ModelFolderError(f"model '{model.config.name}' has no part 'ctvit'")
     digest = hashlib.sha256(json.dumps(to_dict(model.config.ctvit), sort_keys=True).encode())
     with (model.folder / "ctvit.safetensors").open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -250,32 +190,6 @@ def require_same_tokenizer(path: Path, encoded: EncodedCT, model: "Model") -> No
         raise ModelFolderError(
             f"{path} was encoded by another CT-ViT ({encoded.tokenizer_sha256[:12]}...) than the "
             f"one in {model.folder} ({own[:12]}...); give the model it was encoded with by --model"
-        )
-
-
-def require_ids(path: Path, encoded: EncodedCT, config: ModelConfig) -> None:
-    """Raise InputError unless the ids are those of a volume of the recorded grid."""
-    from gct_jax.models.ctvit import token_grid
-
-    assert config.ctvit  # build_part has looked
-    ctvit, ids = config.ctvit, encoded.ids
-    try:
-        expected = token_grid(
-            *encoded.grid_shape,
-            patch_size=ctvit.patch_size,
-            temporal_patch_size=ctvit.temporal_patch_size,
-        )
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if ids.shape != expected:
-        raise InputError(
-            f"{path} is damaged: {by(ids.shape)} ids for a grid of {by(encoded.grid_shape)}, which "
-            f"has {by(expected)}"
-        )
-    if ids.min() < 0 or ids.max() >= ctvit.codebook_size:
-        raise InputError(
-            f"{path} is damaged: ids from {ids.min()} to {ids.max()}, the codebook has "
-            f"0 to {ctvit.codebook_size - 1}"
         )
 
 
@@ -342,11 +256,4 @@ def _plausible(encoded: EncodedCT) -> bool:
         and set(order[:, 1].tolist()) <= {-1, 1}
         and bool(np.isfinite(encoded.affine).all())
         and 0 <= encoded.form_code <= 5
-    )
-
-
-def by(values: tuple) -> str:
-    """For people: (9.0, 5.625) as "9 x 5.62"."""
-    return " x ".join(
-        f"{value:.3g}" if isinstance(value, float) else str(value) for value in values
     )

@@ -8,6 +8,7 @@ The random key of a volume is key(seed); stage i draws from fold_in(key, i).
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gct_jax.config import ModelConfig
+from gct_jax.config import ModelConfig, SamplingConfig
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.model_folder import Model
 from gct_jax.models import ctvit as tokenizer
@@ -69,8 +70,16 @@ class Settings(NamedTuple):
 
 def choose_settings(config: ModelConfig, **chosen: Any) -> Settings:
     """The model's own settings and depth, with those fields of `chosen` in their place that are not
-    None."""
-    own = config.sampling
+    None.
+
+    Raises:
+      ConfigError: a value outside its range, see `SamplingConfig`.
+    """
+    given = {name: value for name, value in chosen.items() if value is not None}
+    fields = {field.name for field in dataclasses.fields(SamplingConfig)}
+    own = dataclasses.replace(
+        config.sampling, **{name: given[name] for name in fields.intersection(given)}
+    )
     settings = Settings(
         slices=config.volume.slices,
         steps=own.steps,
@@ -81,8 +90,8 @@ def choose_settings(config: ModelConfig, **chosen: Any) -> Settings:
         superres_solver=own.superres_solver,
         superres_noise_depth_mm=own.superres_noise_depth_mm,
     )
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return settings._replace(**given)
+    rest = {name: given[name] for name in given.keys() - fields}
+    return settings._replace(**rest)
 
 
 class Generated(NamedTuple):
@@ -103,7 +112,8 @@ def require_generator(config: ModelConfig, superres: bool) -> None:
     """Raise ModelFolderError unless the model has every part that generation needs."""
     for part in ("t5", "maskgit", "ctvit", *(["superres"] if superres else [])):
         if not has_part(config, part):
-            hint = "; try --no-superres" if part == "superres" else ""
+            hint = "; it can generate without (superres=False, --no-superres)"
+            hint = hint if part == "superres" else ""
             raise ModelFolderError(f"model '{config.name}' has no part '{part}'{hint}")
 
 
@@ -406,3 +416,8 @@ def batches(depth: int, most: int) -> tuple[int, int]:
 def best_dtype() -> str:
     """Type of computation that suits the device: bfloat16 on accelerators, float32 on a CPU."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def watched_steps_are_free() -> bool:
+    """Whether a loop on the host over the decoding steps costs nothing against one program."""
+    return jax.default_backend() == "cpu"

@@ -5,12 +5,40 @@ and the readers of both know no others.
 """
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 SLIGHT_SHEAR = 0.1  # of a voxel: what rounding in a header amounts to
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a volume lie.
+
+    Attributes:
+      shape: (depth, height, width).
+      affine: float64 [4, 4] with orthogonal axes, maps (depth, height, width, 1) to RAS+ mm.
+    """
+
+    shape: Shape
+    affine: np.ndarray
+
+    @staticmethod
+    def centred(shape: Shape, spacing_mm: Spacing) -> "Grid":
+        """An unrotated grid whose centre is the world's origin."""
+        return Grid(shape, centred_affine(shape, spacing_mm))
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Distance between voxel centres along depth, height and width."""
+        return affine_spacing(self.affine)
+
+    def regrid(self, shape: Shape, spacing_mm: Spacing) -> "Grid":
+        """A grid with the same centre and axis directions."""
+        return Grid(shape, regrid_affine(self.affine, self.shape, shape, spacing_mm))
 
 
 def affine_spacing(affine: np.ndarray) -> Spacing:
@@ -96,3 +124,10 @@ def tilt_degrees(affine: np.ndarray) -> float:
     """The largest angle between an axis of the grid and the anatomical one it is taken for."""
     cosines = np.abs(affine[:3, :3] / affine_spacing(affine)).max(axis=0)
     return float(np.degrees(np.arccos(cosines.clip(0, 1)).max()))
+
+
+def by(values: tuple) -> str:
+    """For people: (9.0, 5.625) as "9 x 5.62"."""
+    return " x ".join(
+        f"{value:.3g}" if isinstance(value, float) else str(value) for value in values
+    )

@@ -1,0 +1,193 @@
+"""A CT through one network of the cascade: to token ids and back, or to fine slices."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gct_jax.config import CTViTConfig, ModelConfig
+from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.generation import computation_dtype, prompt_notes, read_prompt
+from gct_jax.model_folder import Model
+from gct_jax.models.ctvit import CTViT, patch_sides, token_grid
+from gct_jax.notes import Note, warn
+from gct_jax.parts import build_part, has_part
+from gct_jax.random_keys import random_key, require_seed
+from gct_jax.runtime.numerics import fixed_numerics
+from gct_jax.sampling import cascade
+from gct_jax.sampling.cascade import Progress
+from gct_jax.volumes.ct import CT
+from gct_jax.volumes.grid import Grid, Spacing, by
+from gct_jax.volumes.intensity import from_unit, to_unit
+from gct_jax.volumes.resample import resample
+
+MOST_SLICES = 4096  # of a CT that is encoded
+LEAST_COVERED = 0.6  # of the depth that the model sees, without a note
+
+
+def covering_grid(config: ModelConfig, grid: Grid) -> Grid:
+    """The model's grid, made large enough for a CT that lies on `grid`; same centre and axes.
+
+    Slices keep the model's spacing; there are as many as the CT is long, rounded up to a count
+    that CT-ViT's patches tile. Pixels keep the model's spacing too, with air around a small CT,
+    unless the CT is wider than the model's field; then they grow until it fits.
+
+    Raises:
+      InputError: the CT is longer than `MOST_SLICES` slices.
+      ModelFolderError: the model has no CT-ViT.
+    """
+    own, patch = config.volume, _require_ctvit(config).temporal_patch_size
+    depth_mm, height_mm, width_mm = np.multiply(grid.shape, grid.spacing_mm).tolist()
+    # 1e-6: a field of exactly the model's length shall not gain slices by rounding
+    slices = math.ceil(depth_mm / own.slice_spacing_mm - 1e-6)
+    slices = 1 + math.ceil((slices - 1) / patch) * patch
+    if slices > MOST_SLICES:
+        raise InputError(
+            f"the CT is {depth_mm:,.0f} mm long, which asks for {slices:,} slices of "
+            f"{own.slice_spacing_mm:g} mm, more than {MOST_SLICES:,}; cut it, or state --spacing"
+        )
+    pixel_mm = max(own.pixel_spacing_mm, max(height_mm, width_mm) / own.image_size)
+    spacing_mm = (own.slice_spacing_mm, pixel_mm, pixel_mm)
+    return grid.regrid((slices, own.image_size, own.image_size), spacing_mm)
+
+
+def encode(model: Model, ct: CT, on_note: Note = warn) -> np.ndarray:
+    """Token ids of a CT, resampled to `covering_grid(model.config, ct.grid)`.
+
+    Args:
+      on_note: called with a sentence if little of what the model sees is the CT.
+
+    Returns:
+      int32 [time, height, width].
+
+    Raises:
+      InputError: the CT is too long. ModelFolderError: the model has no CT-ViT.
+    """
+    ctvit, grid = _require_ctvit(model.config), covering_grid(model.config, ct.grid)
+    covered = ct.grid.shape[0] * ct.spacing_mm[0] / (grid.shape[0] * grid.spacing_mm[0])
+    if covered < LEAST_COVERED:
+        on_note(
+            f"the CT fills {100 * covered:.0f} % of the depth of {grid.shape[0]} slices that the "
+            "model needs; the rest is air, and what is decoded may be far off"
+        )
+    with fixed_numerics():
+        volume = to_unit(resample(ct.volume_hu, ct.spacing_mm, grid.shape, grid.spacing_mm))
+        variables = model.variables("ctvit")
+        ids = _ctvit_function(ctvit, "encode")(variables, volume[None, ..., None])
+        return np.asarray(ids[0], np.int32)
+
+
+def decode(model: Model, ids: np.ndarray, grid: Grid | None = None) -> CT:
+    """The CT that token ids stand for.
+
+    Args:
+      ids: whole numbers [time, height, width] from 0 to the codebook's size - 1.
+      grid: where the result lies, as `covering_grid` says of the CT that was encoded. None: the
+        model's spacing about the world's origin.
+
+    Raises:
+      InputError: ids of another shape or outside the codebook.
+      ModelFolderError: the model has no CT-ViT.
+    """
+    ctvit, ids = _require_ctvit(model.config), np.asarray(ids)
+    if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.size:
+        raise InputError(f"ids are {ids.dtype} {ids.shape}, not whole numbers [t, h, w]")
+    grid = grid or _grid_of_ids(model.config, ids.shape)
+    patch, temporal_patch = ctvit.patch_size, ctvit.temporal_patch_size
+    try:
+        expected = token_grid(*grid.shape, patch_size=patch, temporal_patch_size=temporal_patch)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if ids.shape != expected:
+        raise InputError(
+            f"{by(ids.shape)} ids for a grid of {by(grid.shape)}, which has {by(expected)}"
+        )
+    if ids.min() < 0 or ids.max() >= ctvit.codebook_size:
+        raise InputError(
+            f"ids from {ids.min()} to {ids.max()}, the codebook has 0 to {ctvit.codebook_size - 1}"
+        )
+    ids = ids.astype(np.int32)
+    with fixed_numerics():
+        volume = _ctvit_function(ctvit, "decode")(model.variables("ctvit"), ids[None])
+        volume_hu = np.asarray(from_unit(volume[0, ..., 0]))
+    return CT(volume_hu, grid.affine, ids)
+
+
+def super_resolve(
+    model: Model,
+    ct: CT,
+    prompt: str,
+    seed: int = 0,
+    *,
+    superres_steps: int | None = None,
+    dtype: str = "auto",
+    on_progress: Progress | None = None,
+    on_note: Note = warn,
+) -> CT:
+    """Enlarge every slice of a CT, with the text as the condition.
+
+    Args:
+      ct: resampled to the model's low-resolution grid first, see `covering_grid`.
+      prompt, seed, superres_steps, dtype, on_progress, on_note: as for `generate`.
+
+    Raises:
+      InputError: a prompt or CT that cannot be used. ConfigError: an option outside its range.
+      ModelFolderError: the model lacks the U-Net or the text encoder.
+    """
+    config = model.config
+    require_seed(seed)
+    if not has_part(config, "superres"):
+        raise ModelFolderError(f"model '{config.name}' has no part 'superres'")
+    text, grid = read_prompt(model, prompt), covering_grid(config, ct.grid)
+    settings = cascade.choose_settings(
+        config,
+        slices=grid.shape[0],
+        superres_steps=superres_steps,
+        dtype=computation_dtype(dtype),
+    )
+    for note in prompt_notes([text]):
+        on_note(note)
+    assert config.t5 is not None  # read_prompt has looked
+    text_ids = np.zeros((1, config.t5.max_length), np.int32)
+    text_ids[0, : len(text.ids)] = text.ids
+    with fixed_numerics():
+        low = to_unit(resample(ct.volume_hu, ct.spacing_mm, grid.shape, grid.spacing_mm))
+        high = cascade.super_resolve(
+            model,
+            np.asarray(low)[None, ..., None],
+            cascade.embed_text(model.variables("t5"), text_ids, config=config),
+            jnp.asarray(text_ids > 0),
+            [random_key(seed)],
+            settings,
+            on_progress or (lambda *_: None),
+        )[0, ..., 0]
+    depth, height, width = high.shape
+    pixel_mm = grid.spacing_mm[1] * grid.shape[1] / height
+    fine = grid.regrid((depth, height, width), (grid.spacing_mm[0], pixel_mm, pixel_mm))
+    metadata = {"prompt": prompt, "seed": seed, "superres_steps": settings.superres_steps}
+    return CT(from_unit(high), fine.affine, metadata=metadata)
+
+
+def _require_ctvit(config: ModelConfig) -> CTViTConfig:
+    if config.ctvit is None:
+        raise ModelFolderError(f"model '{config.name}' has no part 'ctvit'")
+    return config.ctvit
+
+
+def _grid_of_ids(config: ModelConfig, shape: tuple[int, ...]) -> Grid:
+    ctvit, own = _require_ctvit(config), config.volume
+    height, width = np.multiply(shape[1:], patch_sides(ctvit.patch_size)).tolist()
+    slices = 1 + (shape[0] - 1) * ctvit.temporal_patch_size
+    spacing_mm: Spacing = (own.slice_spacing_mm, own.pixel_spacing_mm, own.pixel_spacing_mm)
+    return Grid.centred((slices, height, width), spacing_mm)
+
+
+@functools.lru_cache(maxsize=8)
+def _ctvit_function(ctvit: CTViTConfig, method: str) -> Callable[..., jax.Array]:
+    """CT-ViT's method, compiled; the same object for the same config, so jit knows it again."""
+    module = build_part(ModelConfig(ctvit=ctvit), "ctvit")
+    function = getattr(CTViT, method)
+    return jax.jit(lambda variables, x: module.apply(variables, x, method=function))
