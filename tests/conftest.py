@@ -28,3 +28,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # pytest --hypothesis-profile=default
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Name the long tests' command where they were left out."""
+    if config.option.markexpr == "not long":
+        terminalreporter.write_line(
+            "The long tests were left out: python -m pytest -n auto -m long runs them."
+        )

@@ -93,6 +93,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("stage", LOSSES)
+@pytest.mark.long
 def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
     # float32; the order of the sums differs, hence 1e-4 of each largest entry; 1e-7 for gradients
     # that are zero but for rounding (a constant added to all attention logits). The mesh has all
@@ -134,6 +135,7 @@ def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+@pytest.mark.long
 def test_updates_are_those_of_one_device(algorithm):
     config = override(tiny.maskgit(), [f"optimizer.algorithm={algorithm}"])
     rng = np.random.default_rng(0)

@@ -154,6 +154,7 @@ def test_one_slice(model, tmp_path):
     assert voxels(tmp_path / "out").shape == (16, 16, 1)
 
 
+@pytest.mark.long
 def test_a_second_process_gives_the_same_file(made, model, tmp_path):
     """The real command, which also replaces old files, keeps others and fills the cache."""
     out = tmp_path / "out"

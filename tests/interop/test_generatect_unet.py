@@ -35,6 +35,7 @@ def test_options_are_inferred(imported):
     assert not config.init_conv_to_final_conv_residual
 
 
+@pytest.mark.long
 def test_outputs_match_golden(imported):
     case, config, variables = imported
     model = UNet(**module_fields(config))
@@ -82,6 +83,7 @@ def test_outputs_match_golden(imported):
     case.check("out_no_text", run(variables, None))
 
 
+@pytest.mark.long
 def test_convolutions_of_wide_layers_match_golden(monkeypatch):
     """What a CPU does with many channels and large images, done with few and small ones."""
     monkeypatch.setattr(convolutions, "NARROW_CHANNELS", 0)

@@ -72,6 +72,7 @@ def compilation():
         yield
 
 
+@pytest.mark.long
 def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
     monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)

@@ -8,6 +8,7 @@ from data_pipelines.phantom.findings import FINDINGS
 from launch import fit_detectors
 
 
+@pytest.mark.long
 def test_command_writes_weights_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fit_detectors, "SHARD", 4)
     weights = tmp_path / "weights.npz"

@@ -122,6 +122,7 @@ def test_measures_of_known_images():
     assert depth_agreement(volume, volume + 50)["step_rmse_hu"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.long
 def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
     monkeypatch.setattr(superres_study, "NOISE_DEPTHS_MM", (0.0, 30.0))

@@ -24,6 +24,7 @@ def tree_bytes(tree):
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.long
 def test_a_training_step_holds_its_state_and_its_batch():
     config = with_rows(tiny.maskgit(), ROWS, "float32")
     state = jax.eval_shape(make_stage(config).init_state, jax.random.key(0), {})
@@ -36,6 +37,7 @@ def test_a_training_step_holds_its_state_and_its_batch():
     assert facts["teraflops"] > 0
 
 
+@pytest.mark.long
 def test_eight_devices_share_the_samples():
     lowered = sample_volumes(tiny.model(), make_mesh((8, 1, 1)), ROWS, "float32")
     (volume,) = jax.tree.leaves(lowered.out_info)

@@ -68,6 +68,7 @@ def run(folder, stage, sources=(), overrides=()):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_stages_learn_and_make_a_model_folder(folder):
     ctvit = run(folder, "ctvit", overrides=ADVERSARIAL)
     steps = [entry for entry in ctvit if "loss" in entry]
@@ -102,6 +103,7 @@ def test_stages_learn_and_make_a_model_folder(folder):
     assert model.tokenizer.size <= model.config.t5.vocab_size
 
 
+@pytest.mark.long
 def test_a_principal_start_rebuilds_from_the_first_step(tmp_path):
     overrides = ["loop.steps=1", "loop.log_every=1", "ctvit.continuous_steps=1"]
     drawn = run(tmp_path / "drawn", "ctvit", overrides=overrides)
@@ -191,6 +193,7 @@ def test_another_stage_is_refused(folder, capsys):
     )
 
 
+@pytest.mark.long
 def test_length_and_rhythm_may_change_with_a_note(tmp_path, capsys):
     quick = ["loop.steps=2", "data.cases=16", "optimizer.schedule=cosine"]
     run(tmp_path, "ctvit", overrides=quick)
@@ -208,6 +211,7 @@ def test_length_and_rhythm_may_change_with_a_note(tmp_path, capsys):
     assert json.loads((tmp_path / "ctvit/config.json").read_text())["optimizer"]["weight_decay"]
 
 
+@pytest.mark.long
 def test_a_stopped_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path, capsys, monkeypatch):
     make = batches.volume_batch
 
@@ -267,6 +271,7 @@ def strangers(folder, tmp_path_factory):
     return other
 
 
+@pytest.mark.long
 def test_a_model_of_strangers_is_not_exported(folder, strangers, tmp_path, capsys):
     for networks in (
         [strangers / "ctvit", folder / "maskgit"],

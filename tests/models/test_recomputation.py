@@ -64,6 +64,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize(("backend", "causal_peg"), [("dense", True), ("chunked", False)])
+@pytest.mark.long
 def test_gradients_of_everything_are_the_same(inputs, backend, causal_peg):
     masks = {name: value for name, value in inputs.items() if name.endswith("_mask")}
     options = {"backend": backend, "causal_peg": causal_peg}
@@ -77,6 +78,7 @@ def test_without_context_and_masks(inputs):
     jax.tree.map(assert_same, again, kept)
 
 
+@pytest.mark.long
 def test_memory_of_the_backward_pass_barely_grows_with_depth():
     x = jax.ShapeDtypeStruct((1, 8, 16, 16, 16), jnp.float32)  # 2,048 tokens
 

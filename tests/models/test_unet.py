@@ -83,6 +83,7 @@ def test_every_option_keeps_the_image_size(options):
     assert shape == (2, 8, 8, config.channels_out or config.channels)
 
 
+@pytest.mark.long
 def test_every_parameter_gets_a_gradient():
     """All options at once; one text of the batch is dropped, so that the null text counts."""
     config = dataclasses.replace(
@@ -109,6 +110,7 @@ def test_every_parameter_gets_a_gradient():
         assert np.abs(leaf).max() > 0, name
 
 
+@pytest.mark.long
 def test_bfloat16_computes_the_same_function():
     inputs = make_inputs(TINY)
     full, half = (UNet(**module_fields(TINY), dtype=d) for d in (jnp.float32, jnp.bfloat16))

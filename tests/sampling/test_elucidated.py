@@ -33,6 +33,7 @@ def test_noise_levels_match_golden(case, steps):
     case.check(f"gammas_{steps}", churn_factors(sigmas))
 
 
+@pytest.mark.long
 def test_denoiser_and_sampling_match_golden(case):
     unet_apply = load_unet(case, "unets.1.")
     x, low_res, noise, step_noise = case.inputs("x", "lowres_cond_img", "init_noise", "step_noise")

@@ -94,6 +94,7 @@ def test_guided_sampling_in_one_loop_matches_golden(case, unet_apply):
     case.check("sample_cfg__output", (sample(unet_apply) + 1) / 2)
 
 
+@pytest.mark.long
 def test_averaged_weights_of_a_trainer_checkpoint_match_golden():
     case = GoldenCase("sr_trainer")
     unet_apply = load_unet(case)

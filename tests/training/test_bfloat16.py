@@ -44,6 +44,7 @@ def stage_and_state(config, dtype):
 
 
 @pytest.mark.parametrize("name", ["ctvit", "maskgit", "superres"])
+@pytest.mark.long
 def test_losses_are_close(name):
     # 8 bits of precision in every layer: 3 %
     config = getattr(tiny, name)()
@@ -56,6 +57,7 @@ def test_losses_are_close(name):
     assert losses["bfloat16"] != losses["float32"]  # it did compute in another type
 
 
+@pytest.mark.long
 def test_a_step_leaves_the_state_in_float32():
     config = tiny.maskgit()
     stage, state = stage_and_state(config, "bfloat16")

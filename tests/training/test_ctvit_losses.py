@@ -138,6 +138,7 @@ def norm(tree):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.long
 def test_every_reference_quantity(case, run, variant):
     result = run(variant)
     names = {n.split("__", 2)[2] for n in case.arrays if n.startswith(f"out__{variant}__")}

@@ -113,6 +113,7 @@ def pretrained(config):
 
 
 @pytest.mark.parametrize("stage", SETTINGS)
+@pytest.mark.long
 def test_pinned_training(stage):
     config, batch = configuration(stage), batch_of(stage)
     module = stage_module(config)

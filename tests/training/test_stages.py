@@ -53,6 +53,7 @@ def test_a_frozen_text_encoder_has_no_optimizer_and_is_exported():
 
 
 @pytest.mark.parametrize("stage", ["ctvit", "maskgit", "superres"])
+@pytest.mark.long
 def test_recomputed_layers_change_no_gradient(stage):
     rng = np.random.default_rng(2)
     config = getattr(tiny, stage)()

@@ -42,6 +42,7 @@ def test_inputs_of_the_network_match_golden(case):
     case.check("p2_weights", diffusion.p2_weight(log_snr))
 
 
+@pytest.mark.long
 def test_losses_and_gradients_match_golden(case):
     images, conditions, time, noise = training_inputs(case)
     unet_apply = load_unet(case, "unets.1.")
