@@ -15,6 +15,7 @@ import jax
 from gct_jax import __version__
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.kernels.portions import best_dtype, watching_costs_nothing
 from gct_jax.model_folder import Model
 from gct_jax.notes import Note, warn
 from gct_jax.random_keys import GENERATOR, require_seed
@@ -155,7 +156,7 @@ def computation_dtype(dtype: str) -> str:
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r} is none of {', '.join(DTYPES)}")
-    return cascade.best_dtype() if dtype == "auto" else dtype
+    return best_dtype() if dtype == "auto" else dtype
 
 
 def read_prompt(model: Model, prompt: str) -> TokenizedText:
@@ -212,7 +213,7 @@ def _batches(
             settings,
             on_progress or (lambda *_: None),
             room=room,
-            stepwise=cascade.watched_steps_are_free(),
+            stepwise=watching_costs_nothing(),
         )
         total = round(time.perf_counter() - start, 3)
         common = {

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.positions import ContinuousPositionBias
-from gct_jax.models.products import matrix_product
 from gct_jax.models.quantizer import CosineQuantizer, straight_through
 from gct_jax.models.transformer import Transformer, layer_norm
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.positions import ContinuousPositionBias
-from gct_jax.models.products import matrix_product
 from gct_jax.models.transformer import KeysValues, Transformer
 
 

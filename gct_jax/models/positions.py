@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from gct_jax.kernels.bias import RelativeBias
-from gct_jax.models.convolutions import depthwise
+from gct_jax.kernels.convolution import depthwise
 
 
 class PositionConvolution(nn.Module):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from gct_jax.models.products import linear
+from gct_jax.kernels.linear import linear
 from gct_jax.sharding import constrain_batch
 
 BUCKETS = 32

@@ -27,11 +27,11 @@ from jax import lax
 
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
-from gct_jax.models.gelu import gelu
+from gct_jax.kernels.gelu import gelu
+from gct_jax.kernels.linear import linear
+from gct_jax.kernels.remat import recomputed
 from gct_jax.models.norms import LayerNorm
 from gct_jax.models.positions import PositionConvolution
-from gct_jax.models.products import linear
-from gct_jax.models.recomputation import recomputed
 from gct_jax.sharding import constrain_batch
 
 COSINE_SCALE = 8.0

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from gct_jax.errors import InputError
-from gct_jax.models.recomputation import recomputed
+from gct_jax.kernels.remat import recomputed
 from gct_jax.models.unet_attention import CrossAttention, MapTransformer
 from gct_jax.models.unet_blocks import (
     Block,

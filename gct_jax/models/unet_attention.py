@@ -7,31 +7,21 @@ Softmax attention has logits q.k / sqrt(dim_head), or 16 cos(q, k) with `cosine`
 
 whose cost grows with the number of positions, not its square. A learned null key and value lets a
 query attend to nothing. "Gain norm" is layer normalisation without a bias.
-
-Where few tokens are attended to, the projections of the many positions, to queries and back, are
-folded into the keys and values; with the weights W of head h and positions x,
-
-    out = sum_h softmax( x (Wq_h k_h^T) / sqrt(dim_head) ) (v_h Wo_h)                        (2)
-
-which is the same sum in another order. With as many positions at once as fit into its cache, a CPU
-takes a ninth of the time for it, and neither queries nor logits are kept in memory.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 
-from gct_jax.kernels.target import target_platform
-from gct_jax.models.gelu import gelu
+from gct_jax.kernels.folded_attention import folded_attend, folding_saves
+from gct_jax.kernels.gelu import gelu
 from gct_jax.models.norms import LayerNorm
 
 COSINE_SCALE = 16.0
-CACHED_LOGITS = 768 * 1024  # 3 MiB of them at a time in `folded_attend`
 
 
 def gain_norm(name: str, dtype: Any) -> LayerNorm:
@@ -77,40 +67,6 @@ def linear_attend(query: Array, key: Array, value: Array, scale: float) -> Array
     key = jax.nn.softmax(key.astype(jnp.float32), axis=1).astype(value.dtype)
     summary = jnp.einsum("bmhd,bmhe->bhde", key, value)
     return rearrange(jnp.einsum("bnhd,bhde->bnhe", query, summary), "b n h d -> b n (h d)")
-
-
-def folded_attend(
-    x: Array, key: Array, value: Array, query_kernel: Array, out_kernel: Array
-) -> Array:
-    """Equation (2); x [b, n, c], key and value [b, m, heads, d], kernels [c, heads * d] and
-    [heads * d, c]. Returns [b, n, c]."""
-    (batch, tokens, heads, dim_head), (_, positions, channels) = key.shape, x.shape
-    query_kernel = rearrange(query_kernel, "c (h d) -> c h d", h=heads)
-    out_kernel = rearrange(out_kernel, "(h d) c -> h d c", h=heads)
-    keys = jnp.einsum("chd,bmhd->bchm", query_kernel, key) * dim_head**-0.5
-    values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
-    # Heads and tokens as one axis: two plain products, where XLA's CPU backend is fastest.
-    keys = keys.astype(x.dtype).reshape(batch, channels, heads * tokens)
-    values = values.reshape(batch, heads * tokens, -1)
-
-    def attend_some(x: Array) -> Array:
-        logits = jnp.matmul(x, keys, preferred_element_type=jnp.float32)
-        shares = jax.nn.softmax(logits.reshape(batch, -1, heads, tokens), axis=-1)
-        return jnp.matmul(shares.astype(x.dtype).reshape(logits.shape), values)
-
-    fitting = max(1, CACHED_LOGITS // (batch * heads * tokens))
-    chunk = 2 ** int(math.log2(fitting))  # square images come out without a remainder
-    if positions <= chunk:
-        return attend_some(x)
-    padded = jnp.pad(x, ((0, 0), (0, -positions % chunk), (0, 0)))
-    out = lax.map(jax.checkpoint(attend_some), rearrange(padded, "b (k n) c -> k b n c", n=chunk))
-    return rearrange(out, "k b n c -> b (k n) c")[:, :positions]
-
-
-def folding_saves(channels: int, tokens: int, dim_head: int) -> bool:
-    """Whether equation (2) needs fewer products than projecting every position, and this is for a
-    CPU. A TPU pads the short axis of tokens, which takes more memory than the queries do."""
-    return target_platform() == "cpu" and channels * tokens < dim_head * (channels + tokens)
 
 
 class Kernel(nn.Module):

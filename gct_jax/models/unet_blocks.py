@@ -18,7 +18,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax import Array
 
-from gct_jax.models.convolutions import convolution
+from gct_jax.kernels.convolution import convolution
 from gct_jax.sharding import constrain_batch
 
 

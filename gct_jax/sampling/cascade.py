@@ -21,11 +21,12 @@ import numpy as np
 
 from gct_jax.config import ModelConfig, SamplingConfig
 from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.kernels.portions import batches, pixels_per_batch
 from gct_jax.model_folder import Model
 from gct_jax.models import ctvit as tokenizer
 from gct_jax.parts import build_part, has_part
 from gct_jax.random_keys import random_key
-from gct_jax.runtime.host import give_back_freed_memory, usable_cores
+from gct_jax.runtime.host import give_back_freed_memory
 from gct_jax.runtime.numerics import fixed_numerics
 from gct_jax.sampling.programs import (
     Program,
@@ -42,8 +43,6 @@ from gct_jax.sampling.token_decoding import DecodingPlan, initial_state
 Progress = Callable[[str, int, int], None]
 
 TOKEN_STAGE, SUPERRES_STAGE = 0, 1
-CPU_BYTES = 2**30
-BYTES_PER_PIXEL_AND_CHANNEL = 128  # of the U-Net's activations in float32, at full resolution
 
 
 class Settings(NamedTuple):
@@ -390,34 +389,3 @@ def super_resolve(
 def _unet_function(config: ModelConfig, dtype: str) -> Callable[..., jax.Array]:
     """The U-Net's `apply`, the same object for the same config, so that jit knows it again."""
     return build_part(config, "superres", jnp.dtype(dtype)).apply
-
-
-def pixels_per_batch(dim: int) -> int:
-    """Pixels of slices that a U-Net of width `dim` holds in about 1 GB, or on an accelerator in a
-    quarter of its memory."""
-    memory = CPU_BYTES
-    if jax.default_backend() != "cpu":
-        memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 4 * CPU_BYTES) // 4
-    return memory // (BYTES_PER_PIXEL_AND_CHANNEL * dim)
-
-
-def batches(depth: int, most: int) -> tuple[int, int]:
-    """Slices per U-Net call, and calls at the same time: in all at most `most`, at least 1.
-
-    A CPU takes one slice per core, which stays in its cache; an accelerator one batch, as even as
-    possible over `depth`.
-    """
-    most = max(1, most)
-    if jax.default_backend() == "cpu":
-        return 1, min(most, usable_cores())
-    return math.ceil(depth / math.ceil(depth / most)), 1
-
-
-def best_dtype() -> str:
-    """Type of computation that suits the device: bfloat16 on accelerators, float32 on a CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def watched_steps_are_free() -> bool:
-    """Whether a loop on the host over the decoding steps costs nothing against one program."""
-    return jax.default_backend() == "cpu"

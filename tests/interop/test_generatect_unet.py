@@ -7,7 +7,7 @@ from golden_case import GoldenCase, load_unet, quick_jit
 from gct_jax.config import module_fields
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.unet import unet_from_reference
-from gct_jax.models import convolutions
+from gct_jax.kernels import convolution
 from gct_jax.models.unet import UNet
 
 
@@ -86,9 +86,9 @@ def test_outputs_match_golden(imported):
 @pytest.mark.long
 def test_convolutions_of_wide_layers_match_golden(monkeypatch):
     """What a CPU does with many channels and large images, done with few and small ones."""
-    monkeypatch.setattr(convolutions, "NARROW_CHANNELS", 0)
+    monkeypatch.setattr(convolution, "NARROW_CHANNELS", 0)
     for limit in ("FEWEST_CHANNELS", "WINOGRAD_CHANNELS", "FEWEST_TILES"):
-        monkeypatch.setattr(convolutions, limit, 1)
+        monkeypatch.setattr(convolution, limit, 1)
     case = GoldenCase("unet_yaml")
     x, log_snr, text = case.inputs("x", "time", "text_embeds")
     low_res, low_res_log_snr = case.inputs("lowres_cond_img", "lowres_noise_times")

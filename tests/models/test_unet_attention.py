@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
+from gct_jax.kernels import folded_attention
+from gct_jax.kernels.folded_attention import folded_attend, folding_saves
 from gct_jax.models import unet_attention
-from gct_jax.models.unet_attention import (
-    CrossAttention,
-    attend,
-    folded_attend,
-    folding_saves,
-    split_heads,
-)
+from gct_jax.models.unet_attention import CrossAttention, attend, split_heads
 
 HEADS, DIM_HEAD, CHANNELS = 3, 8, 12
 
@@ -22,10 +18,10 @@ def normal(rng, *shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("cached_logits", [unet_attention.CACHED_LOGITS, 150, 1])
+@pytest.mark.parametrize("cached_logits", [folded_attention.CACHED_LOGITS, 150, 1])
 def test_value_and_gradients_are_those_of_projected_queries(monkeypatch, cached_logits):
     """At once, in chunks of four with two positions left over, and each position by itself."""
-    monkeypatch.setattr(unet_attention, "CACHED_LOGITS", cached_logits)
+    monkeypatch.setattr(folded_attention, "CACHED_LOGITS", cached_logits)
     rng = np.random.default_rng(0)
     width = HEADS * DIM_HEAD
     arguments = (

@@ -12,17 +12,14 @@ from tiny_model import quick_compilation, save_tiny_model, tiny_config
 
 from gct_jax.config import SamplingConfig
 from gct_jax.errors import ConfigError, InputError, ModelFolderError
+from gct_jax.kernels.portions import CPU_BYTES, batches, best_dtype, pixels_per_batch
 from gct_jax.model_folder import load_model
 from gct_jax.models.ctvit import CTViT
 from gct_jax.parts import build_part
 from gct_jax.sampling.cascade import (
-    CPU_BYTES,
     Settings,
-    batches,
-    best_dtype,
     fitting_slices,
     generate_volumes,
-    pixels_per_batch,
     require_generator,
 )
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
@@ -181,7 +178,7 @@ def test_progress_reaches_the_end(model, text_ids):
 def test_missing_parts(model):
     config = dataclasses.replace(tiny_config(), unet=None, diffusion=None)
     require_generator(config, superres=False)
-    with pytest.raises(ModelFolderError, match="no part 'superres'; try --no-superres"):
+    with pytest.raises(ModelFolderError, match=r"no part 'superres'; .*, --no-superres\)"):
         require_generator(config, superres=True)
     with pytest.raises(ModelFolderError, match="no part 't5'"):
         require_generator(dataclasses.replace(config, t5=None), superres=False)
@@ -218,7 +215,7 @@ def test_batches_of_slices_are_even_and_bounded(depth, most):
 
 @pytest.mark.parametrize("most, cores, expected", [(0, 8, 1), (3, 8, 3), (8, 2, 2), (8, 1, 1)])
 def test_a_cpu_takes_a_slice_per_core_that_fits(monkeypatch, most, cores, expected):
-    monkeypatch.setattr("gct_jax.sampling.cascade.usable_cores", lambda: cores)
+    monkeypatch.setattr("gct_jax.kernels.portions.usable_cores", lambda: cores)
     assert batches(33, most) == (1, expected)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gct_jax.models.scheduling import after, largest_divisor
+from gct_jax.kernels.scheduling import after, largest_divisor
 
 
 @pytest.mark.parametrize("number", range(1, 40))

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from gct_jax.kernels.bilinear import bilinear
 from gct_jax.kernels.target import target_platform
 
 
@@ -55,7 +55,18 @@ def matrix_product(
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-@jax.custom_vjp
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+
+
+_bfloat16_product = bilinear(
+    "bfloat16_product",
+    _product,
+    lambda gradient, b: _product(gradient, b.T),
+    lambda a, gradient: _product(a.T, gradient),
+)
+
+
 def bfloat16_product(a: Array, b: Array) -> Array:
     """Product of two matrices in bfloat16, summed in float32 and then rounded, as are its
     gradients.
@@ -63,16 +74,4 @@ def bfloat16_product(a: Array, b: Array) -> Array:
     Where the sum is not asked for in float32, XLA's CPU backend turns both matrices into float32
     first, and the processor's units for bfloat16, several times as fast, stay idle.
     """
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
-
-
-def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
-    return bfloat16_product(a, b), (a, b)
-
-
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    a, b = saved
-    return bfloat16_product(gradient, b.T), bfloat16_product(a.T, gradient)
-
-
-bfloat16_product.defvjp(_forward, _backward)
+    return _bfloat16_product(a, b)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gct_jax.models import convolutions
-from gct_jax.models.convolutions import (
+from gct_jax.kernels import convolution as convolution_kernels
+from gct_jax.kernels.convolution import (
     convolution,
     depthwise,
     filter_gradient,
@@ -33,10 +33,10 @@ IMAGES = ("NHWC", "HWIO", "NHWC")
     ],
 )
 def test_gradients_equal_those_of_the_convolution(monkeypatch, shape, window, narrow, dtype):
-    monkeypatch.setattr(convolutions, "BAND_PIXELS", 20)
-    monkeypatch.setattr(convolutions, "NARROW_CHANNELS", narrow)
+    monkeypatch.setattr(convolution_kernels, "BAND_PIXELS", 20)
+    monkeypatch.setattr(convolution_kernels, "NARROW_CHANNELS", narrow)
     for limit in ("FEWEST_CHANNELS", "WINOGRAD_CHANNELS", "FEWEST_TILES"):
-        monkeypatch.setattr(convolutions, limit, 1)  # sides of 8 and 12 are whole tiles
+        monkeypatch.setattr(convolution_kernels, limit, 1)  # sides of 8 and 12 are whole tiles
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(size=(*shape[:3], n)), dtype) for n in (shape[3], 4))
     kernel = jnp.asarray(rng.normal(size=(window, window, shape[3], 4)), dtype)
@@ -97,7 +97,7 @@ def test_filter_gradient_of_one_pixel_is_its_neighbourhood():
     [{"strides": 2}, {"padding": "VALID"}, {"kernel_size": (4, 4)}, {"kernel_size": (2, 2)}],
 )
 def test_other_convolutions_are_left_to_xla(monkeypatch, options):
-    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(convolution_kernels, "FEWEST_CHANNELS", 1)
     layer = functools.partial(nn.Conv, 3, **{"kernel_size": (3, 3)} | options)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 8, 8, 2)), jnp.float32)
     variables = layer().init(jax.random.key(0), x)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from gct_jax.models.gelu import gelu
+from gct_jax.kernels.gelu import gelu
 
 
 def test_value_and_gradient():

@@ -24,6 +24,7 @@ A depthwise 3x3x3 convolution is a sum of 27 shifted arrays; of its filter,
 is 27 sums over two arrays, which are read from memory once if all 27 are taken frame by frame.
 """
 
+import functools
 import itertools
 from typing import Any
 
@@ -32,10 +33,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
+from gct_jax.kernels.bilinear import bilinear
+from gct_jax.kernels.linear import matrix_product
+from gct_jax.kernels.scheduling import largest_divisor
 from gct_jax.kernels.target import target_platform
-from gct_jax.models.products import matrix_product
-from gct_jax.models.scheduling import largest_divisor
-from gct_jax.models.winograd import OUTPUTS, winograd_convolution
+from gct_jax.kernels.winograd import OUTPUTS, winograd_convolution
 
 BAND_PIXELS = 2048  # of one product: its operands then stay in the processor's cache
 FEWEST_CHANNELS = 64  # with 16 to 32 the copies cost more than the product gains
@@ -55,7 +57,7 @@ def convolution(
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
-    if target_platform() != "cpu" or padding != "SAME":
+    if target_platform() != "cpu" or padding != "SAME" or x.dtype != kernel.dtype:
         return convolve(x, kernel)
     height, width, *channels = kernel.shape
     if height == width == 2 and _halves(x.shape, window_strides):
@@ -63,27 +65,48 @@ def convolution(
     if height != width or width == 1 or width % 2 == 0 or set(window_strides) != {1}:
         return convolve(x, kernel)
     if min(channels) <= NARROW_CHANNELS:
-        of_filter, faster = narrow_filter_gradient, convolve
+        of_filter, faster = narrow_filter_gradient, _plain
     elif min(channels) >= FEWEST_CHANNELS and width <= LARGEST_WINDOW:
         of_filter = filter_gradient
-        faster = winograd_convolution if _winograd_pays(x.shape, kernel.shape) else convolve
+        faster = _winograd if _winograd_pays(x.shape, kernel.shape) else _plain
     else:
         return convolve(x, kernel)
+    stated = tuple(options.items())
+    y: jax.Array = _fast(
+        x, kernel, window=width, faster=faster, of_filter=of_filter, options=stated
+    )
+    return y
 
-    @jax.custom_vjp
-    def call(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return faster(x, kernel)
 
-    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-        return call(x, kernel), (x, kernel)
+def _plain(x: jax.Array, kernel: jax.Array, options: tuple) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **dict(options))
 
-    def backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, kernel = saved
-        of_x = faster(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
-        return of_x, of_filter(x, gradient, width).astype(kernel.dtype)
 
-    call.defvjp(forward, backward)
-    return call(x, kernel)
+def _winograd(x: jax.Array, kernel: jax.Array, options: tuple) -> jax.Array:
+    del options
+    return winograd_convolution(x, kernel)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, faster: Any, options: tuple, **_: Any) -> jax.Array:
+    y: jax.Array = faster(x, kernel, options)
+    return y
+
+
+def _of_x(
+    gradient: jax.Array, kernel: jax.Array, faster: Any, options: tuple, **_: Any
+) -> jax.Array:
+    dx: jax.Array = faster(gradient, kernel[::-1, ::-1].swapaxes(2, 3), options)
+    return dx
+
+
+def _of_kernel(
+    x: jax.Array, gradient: jax.Array, window: int, of_filter: Any, **_: Any
+) -> jax.Array:
+    dw: jax.Array = of_filter(x, gradient, window).astype(x.dtype)
+    return dw
+
+
+_fast = bilinear("fast_convolution", _forward, _of_x, _of_kernel)
 
 
 def halving(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -115,37 +138,50 @@ def depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> ja
     x: [batch, time, height, width, dim]. kernel: [3, 3, 3, dim]. bias: [dim].
     past: how many of its three frames come before the present one.
     """
-
-    def add_shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> jax.Array:
-        _, frames, height, width, _ = x.shape
-        padded = _with_margin(x, past)
-        y = jnp.broadcast_to(bias.astype(jnp.float32), x.shape)
-        for i, j, k in WINDOW:
-            near = padded[:, i : i + frames, j : j + height, k : k + width]
-            y += near.astype(jnp.float32) * kernel[i, j, k].astype(jnp.float32)
-        return y.astype(x.dtype)
-
     if target_platform() != "cpu":  # elsewhere one frame after the other would take longer
-        return add_shifted(x, kernel, bias, past)
+        return _add_shifted(x, kernel, bias, past)
+    return _depthwise(x, kernel, bias, past)
 
-    @jax.custom_vjp
-    def call(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        return add_shifted(x, kernel, bias, past)
 
-    def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
-        return call(x, kernel, bias), (x, kernel, bias)
+def _add_shifted(x: jax.Array, kernel: jax.Array, bias: Any, past: int) -> jax.Array:
+    _, frames, height, width, _ = x.shape
+    padded = _with_margin(x, past)
+    y = jnp.broadcast_to(jnp.asarray(bias, jnp.float32), x.shape)
+    for i, j, k in WINDOW:
+        near = padded[:, i : i + frames, j : j + height, k : k + width]
+        y += near.astype(jnp.float32) * kernel[i, j, k].astype(jnp.float32)
+    return y.astype(x.dtype)
 
-    def backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x, kernel, bias = saved
-        # What x[t] adds to y[t + 1], y[t + 1] takes from the place before it: both turn around.
-        turned = jnp.flip(kernel, (0, 1, 2))
-        of_x = add_shifted(gradient, turned, jnp.zeros_like(bias), 2 - past)
-        of_bias = gradient.reshape(-1, bias.shape[0]).sum(0, dtype=jnp.float32)
-        of_kernel = depthwise_filter_gradient(x, gradient, past)
-        return of_x, of_kernel.astype(kernel.dtype), of_bias.astype(bias.dtype)
 
-    call.defvjp(forward, backward)
-    return call(x, kernel, bias)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> jax.Array:
+    return _add_shifted(x, kernel, bias, past)
+
+
+@_depthwise.defjvp
+def _depthwise_jvp(past: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # The bias is in the sum, which makes it affine; its derivatives are bilinear.
+    (x, kernel, bias), (dx, dkernel, dbias) = primals, tangents
+    of_bias = jnp.broadcast_to(dbias.astype(jnp.float32), x.shape).astype(x.dtype)
+    static = {"past": past, "kernel_dtype": kernel.dtype}
+    dy = _shifted(dx, kernel, **static) + _shifted(x, dkernel, **static) + of_bias
+    return _add_shifted(x, kernel, bias, past), dy
+
+
+def _shift(x: jax.Array, kernel: jax.Array, past: int, **_: Any) -> jax.Array:
+    return _add_shifted(x, kernel, 0.0, past)
+
+
+def _shift_of_x(gradient: jax.Array, kernel: jax.Array, past: int, **_: Any) -> jax.Array:
+    # What x[t] adds to y[t + 1], y[t + 1] takes from the place before it: both turn around.
+    return _add_shifted(gradient, jnp.flip(kernel, (0, 1, 2)), 0.0, 2 - past)
+
+
+def _shift_of_kernel(x: jax.Array, gradient: jax.Array, past: int, kernel_dtype: Any) -> jax.Array:
+    return depthwise_filter_gradient(x, gradient, past).astype(kernel_dtype)
+
+
+_shifted = bilinear("shifted_sum", _shift, _shift_of_x, _shift_of_kernel)
 
 
 def depthwise_filter_gradient(x: jax.Array, gradient: jax.Array, past: int) -> jax.Array:

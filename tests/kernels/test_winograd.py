@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gct_jax.models import winograd
-from gct_jax.models.winograd import BAND_TILES, transforms, winograd_convolution
+from gct_jax.kernels import winograd
+from gct_jax.kernels.winograd import BAND_TILES, transforms, winograd_convolution
 from gct_jax.sharding import make_mesh
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from gct_jax.models.scheduling import after
+from gct_jax.kernels.scheduling import after
 
 
 def recomputed(layer: nn.Module, x: jax.Array, *others: Any) -> jax.Array:

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-from gct_jax.models.scheduling import after, largest_divisor
+from gct_jax.kernels.scheduling import after, largest_divisor
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # exact in binary
 OUTPUTS, TILE = 4, 6  # of a tile along one side: outputs and inputs

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gct_jax.models.products import matrix_product
+from gct_jax.kernels.linear import matrix_product
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
