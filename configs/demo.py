@@ -1,6 +1,6 @@
 """The model that ships with gct_jax: phantom chests of 33 x 64 x 64, super-resolved to 256 x 256.
 
-    bash launch/train_demo.sh out/demo                 # everything below, in order, resumable
+    bash launch/demo/train.sh out/demo                 # everything below, in order, resumable
 
     python -m launch.train --config configs/demo.py:ctvit --workdir out/demo/ctvit
     python -m launch.train --config configs/demo.py:t5 --workdir out/demo/t5

@@ -6,7 +6,7 @@ standard deviations from its mean and clipped to four of them:
     score = w . [z_right + z_left, |z_left - z_right|, z_midline] + b                      (1)
     left_minus_right = v . (z_left - z_right)                                              (2)
 
-w, b and v are logistic regressions (`detector_fit`, `launch.fit_detectors`) on renderings of
+w, b and v are logistic regressions (`detector_fit`, `launch.demo.fit_detectors`) on renderings of
 phantoms that neither training nor evaluation uses. A score has no unit beyond its order. Exchange
 the sides' measurements and (1) stays as it is while (2) changes its sign.
 """

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
-from launch.demo_measures import GOOD_AUROC, fidelity
+from launch.demo.measures import GOOD_AUROC, fidelity
 from launch.markdown import markdown_table
 
 SOURCES = {"generated": "generated", "phantom": "phantom", "ctvit": "CT-ViT of phantom"}
@@ -35,7 +35,7 @@ def _header(results: dict) -> str:
         f"temperature {run['temperature']:g}, model "
         f"{run['sha256'][:12]}; {run['cut_prompts']} prompts were longer than the text encoder "
         "reads. Detectors are weighted sums of HU measurements in regions of the anatomy, fitted "
-        "to renderings of other phantoms (`launch.fit_detectors`), to nothing that a network "
+        "to renderings of other phantoms (`launch.demo.fit_detectors`), to nothing that a network "
         "made.\n\n"
         f"AUROC >= {GOOD_AUROC} for {found['good']} of {len(results['findings'])} findings; side "
         f"correct in {_share(found['side_correct'], found['side_asked'])} of one-sided findings."

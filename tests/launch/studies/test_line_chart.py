@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from launch.line_chart import Panel, _even_ticks, _log_ticks, save_line_charts
+from launch.studies.line_chart import Panel, _even_ticks, _log_ticks, save_line_charts
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5))

@@ -1,6 +1,6 @@
 """Measure how well the demo model follows its prompts, on prompts and patients it has not seen.
 
-    python -m launch.evaluate_demo --out out/evaluation
+    python -m launch.demo.evaluate --out out/evaluation
 
 Writes table.md, metrics.json and montage.png. Generated volumes are kept in OUT/volumes, so that
 an interrupted run continues. Training uses case seeds below 1,000,000,000, this from 2,000,000,000.
@@ -26,7 +26,7 @@ MONTAGE_ROWS = 8
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line for input that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="launch.evaluate_demo",
+        prog="launch.demo.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         require_extras("evaluate")
         print(evaluate(options))
 
-    return exit_code("launch.evaluate_demo", command)
+    return exit_code("launch.demo.evaluate", command)
 
 
 def evaluate(options: argparse.Namespace) -> str:
@@ -67,11 +67,11 @@ def evaluate(options: argparse.Namespace) -> str:
     from gct_jax.runtime.files import replace_when_done
     from gct_jax.runtime.numerics import prepare_jax
     from gct_jax.sampling.cascade import choose_settings, require_generator
-    from launch import demo_measures as measures
-    from launch import demo_tables as tables
-    from launch import demo_volumes as volumes
+    from launch.demo import measures as measures
+    from launch.demo import tables as tables
+    from launch.demo import volumes as volumes
 
-    prepare_jax("launch.evaluate_demo")
+    prepare_jax("launch.demo.evaluate")
     model = load_model(options.model or demo_folder())
     require_generator(model.config, superres=options.superres > 0)
     settings = choose_settings(
@@ -164,8 +164,8 @@ def _superres_quality(
     options: argparse.Namespace,
 ) -> dict:
     """Slices of CT-ViT's reconstructions, enlarged by the U-Net and by interpolation."""
-    from launch import demo_measures as measures
-    from launch import demo_volumes as volumes
+    from launch.demo import measures as measures
+    from launch.demo import volumes as volumes
 
     count = min(options.superres, len(cases))
     rows = [high.depth // 3, high.depth // 2]

@@ -2,7 +2,7 @@
 # Train the demo model from nothing to gct_jax/assets/demo. Run it again to resume; a stage that was
 # stopped ends with exit code 75, and so does this script.
 #
-#     bash launch/train_demo.sh [FOLDER] [MODEL_FOLDER]
+#     bash launch/demo/train.sh [FOLDER] [MODEL_FOLDER]
 #
 # Takes about 90 minutes and 8 GB on two CPU cores: the shipped model's run from nothing took 86 min
 # 16 s. FOLDER (default out/demo) takes the rendered cases, checkpoints, metrics and sample images;
@@ -13,7 +13,7 @@
 #     maskgit   tokens of every case, MaskGIT together with its T5
 #     superres  slices at 64 x 64 and 256 x 256, U-Net
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 # glibc gives large buffers back to the kernel after each step and faults them in again in the next,
 # a quarter of a CPU step's time; this keeps them.
 export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000

@@ -1,6 +1,6 @@
 """Measure solvers, numbers of steps and noise of the super-resolution on phantoms not seen before.
 
-    python -m launch.superres_study --out out/superres_study
+    python -m launch.studies.superres --out out/superres_study
 
 Writes superres_study.md, .png and .json. Low-resolution slices are CT-ViT's reconstructions, as in
 training. Training uses case seeds below 1,000,000,000, this from 1,600,000,000.
@@ -28,7 +28,7 @@ NOISE_DEPTHS_MM = (0.0, 18.0, 36.0, 72.0, 144.0, 10_000.0)
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line for input that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="launch.superres_study",
+        prog="launch.studies.superres",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         require_extras("evaluate")
         print(study(options))
 
-    return exit_code("launch.superres_study", command)
+    return exit_code("launch.studies.superres", command)
 
 
 def _step_counts(fine_steps: int) -> list[int]:
@@ -65,7 +65,7 @@ def study(options: argparse.Namespace) -> str:
     from gct_jax.runtime.numerics import prepare_jax
     from gct_jax.sampling.cascade import require_generator
 
-    prepare_jax("launch.superres_study")
+    prepare_jax("launch.studies.superres")
     model = load_model(options.model or demo_folder())
     require_generator(model.config, superres=True)
     unet = model.config.unet
@@ -93,7 +93,7 @@ def study(options: argparse.Namespace) -> str:
         "interpolated_depth": cases.interpolated(cases.middle(options.depth_slices)),
         "noise": cases.noise_rows(options.depth_slices),
     }
-    from launch.superres_tables import markdown, save_curves
+    from launch.studies.superres_tables import markdown, save_curves
 
     text = markdown(results)
     for suffix, content in ((".md", text), (".json", json.dumps(results, indent=2) + "\n")):
@@ -115,7 +115,7 @@ class Phantoms:
         from data_pipelines.phantom.report import write_report
         from gct_jax.parts import build_part
         from gct_jax.sampling.cascade import SUPERRES_STAGE, embed_text
-        from launch import demo_volumes as volumes
+        from launch.demo import volumes as volumes
 
         low, self.high = volumes.grids(model.config)
         cases = [sample_case(FIRST_SEED + number) for number in range(count)]
@@ -141,8 +141,8 @@ class Phantoms:
 
     def interpolated(self, rows: slice) -> dict[str, Any]:
         """Linear interpolation of the low resolution, for comparison."""
-        from launch.demo_measures import interpolate
-        from launch.superres_measures import agreement, depth_agreement
+        from launch.demo.measures import interpolate
+        from launch.studies.superres_measures import agreement, depth_agreement
 
         made = np.stack([interpolate(hu[rows], self.high.width) for hu in self.low_hu])
         true = self.true_hu[:, rows]
@@ -156,7 +156,7 @@ class Phantoms:
         from tqdm import tqdm
 
         from gct_jax.volumes.intensity import from_unit, to_unit
-        from launch.superres_measures import Slices, agreement, rmse, solve_on_path
+        from launch.studies.superres_measures import Slices, agreement, rmse, solve_on_path
 
         rows = self.middle(count)
         volume, number = np.divmod(np.arange(len(self.low_hu) * count), count)
@@ -196,7 +196,7 @@ class Phantoms:
 
         from gct_jax.sampling.superres import super_resolve_slices
         from gct_jax.volumes.intensity import from_unit, to_unit
-        from launch.superres_measures import depth_agreement
+        from launch.studies.superres_measures import depth_agreement
 
         rows = self.middle(count)
         diffusion, sampling = self.model.config.diffusion, self.model.config.sampling

@@ -1,6 +1,6 @@
 """Convert files of exactly the published structure and size, and say what it costs.
 
-    python -m launch.published_size --folder /tmp/published --generate
+    python -m launch.studies.published_size --folder /tmp/published --generate
 
 writes randomly filled files (2 GB: a CT-ViT with discriminator and VGG-16, a MaskGIT transformer,
 a super-resolution trainer's checkpoint with optimiser and averaged weights, a T5X checkpoint),
@@ -37,7 +37,7 @@ SENTENCES = [f"{PROMPT} Nodule of {i} mm in the right upper lobe. Cardiomegaly."
 
 def main(arguments: list[str] | None = None) -> int:
     """Write, convert and, if asked, generate from the files."""
-    parser = argparse.ArgumentParser(prog="launch.published_size", description=__doc__)
+    parser = argparse.ArgumentParser(prog="launch.studies.published_size", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--generate", action="store_true", help="3 slices in a few steps as well")
     options = parser.parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         write_and_convert(options.folder, options.generate)
 
-    return exit_code("launch.published_size", command)
+    return exit_code("launch.studies.published_size", command)
 
 
 def write_and_convert(folder: Path, generates: bool) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipelines.phantom.detectors import Weights
 from data_pipelines.phantom.findings import FINDINGS
-from launch import fit_detectors
+from launch.demo import fit_detectors
 
 
 @pytest.mark.long
@@ -47,7 +47,7 @@ def test_command_writes_weights_and_continues(tmp_path, monkeypatch, capsys):
 
 
 def test_training_and_evaluation_use_other_cases():
-    from launch.evaluate_demo import FIRST_SEED
+    from launch.demo.evaluate import FIRST_SEED
 
     assert 1_000_000_000 <= fit_detectors.FIRST_SEED < FIRST_SEED - 1_000_000
 

@@ -1,6 +1,6 @@
-"""Fit the detectors of `launch.evaluate_demo` to rendered phantoms.
+"""Fit the detectors of `launch.demo.evaluate` to rendered phantoms.
 
-    python -m launch.fit_detectors --workdir out/detectors
+    python -m launch.demo.fit_detectors --workdir out/detectors
 
 Renders cases that neither training nor evaluation uses, each with two lists of findings, measures
 every rendering and a smoothed copy of it (a model's volume is smoother than a rendering), fits the
@@ -38,7 +38,7 @@ from gct_jax.evaluation.auroc import auroc
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.runtime.numerics import prepare_jax
-from launch.demo_measures import side_rows
+from launch.demo.measures import side_rows
 from launch.markdown import markdown_table
 
 FIRST_SEED = 1_500_000_000
@@ -51,7 +51,7 @@ ROWS = 4  # of a case: rendered, smoothed; the same with other findings
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line for input that cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="launch.fit_detectors",
+        prog="launch.demo.fit_detectors",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,10 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--cases must be at least 2, --held-out and --processes at least 1")
 
     def command() -> None:
-        prepare_jax("launch.fit_detectors")
+        prepare_jax("launch.demo.fit_detectors")
         print(fit_and_read(options))
 
-    return exit_code("launch.fit_detectors", command)
+    return exit_code("launch.demo.fit_detectors", command)
 
 
 def fit_and_read(options: argparse.Namespace) -> str:

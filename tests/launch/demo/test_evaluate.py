@@ -10,8 +10,8 @@ from tiny_model import quick_compilation, save_tiny_model
 
 from data_pipelines.phantom.detectors import Detection
 from data_pipelines.phantom.findings import FINDINGS, Finding
-from launch import demo_measures as measures
-from launch import evaluate_demo
+from launch.demo import evaluate
+from launch.demo import measures as measures
 
 EFFUSION = "Pleural effusion"
 
@@ -76,11 +76,11 @@ def compilation():
 def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
     monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
-    monkeypatch.setattr(evaluate_demo, "SWAP_SEEDS", 2)
+    monkeypatch.setattr(evaluate, "SWAP_SEEDS", 2)
     out = tmp_path / "out"
     arguments = ["--model", str(model), "--out", str(out), "--prompts", "3", "--superres", "1"]
     arguments += ["--compare-steps", "1", "--temperature", "2.5"]
-    assert evaluate_demo.main(arguments) == 0
+    assert evaluate.main(arguments) == 0
     table = (out / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
     assert all(re.search(rf"^\| {name} \|", table, re.MULTILINE) for name in FINDINGS)
@@ -96,7 +96,7 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     assert (out / "montage.png").stat().st_size > 500
 
     kept = {path: path.stat().st_mtime_ns for path in (out / "volumes").iterdir()}
-    assert evaluate_demo.main(arguments) == 0
+    assert evaluate.main(arguments) == 0
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "volumes").iterdir()}
     assert (out / "table.md").read_text() == table
 
@@ -113,11 +113,11 @@ def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
 )
 def test_impossible_counts_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        evaluate_demo.main(arguments)
+        evaluate.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_missing_model_is_refused(tmp_path, capsys):
-    assert evaluate_demo.main(["--model", str(tmp_path / "none")]) == 2
+    assert evaluate.main(["--model", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Draws a picture of the phantom: a normal chest and each of the 18 findings.
 
-python -m launch.phantom_montage --out phantom.png
+python -m launch.demo.phantom_montage --out phantom.png
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     out = parser.parse_args(argv).out
 
     def command() -> None:
-        prepare_jax("launch.phantom_montage")
+        prepare_jax("launch.demo.phantom_montage")
         tiles = [draw_tile(*tile) for tile in TILES]
         rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
         picture = Image.fromarray(np.concatenate(rows, 0))
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             f"wrote {out}: {picture.width} x {picture.height}, {out.stat().st_size / 1000:.0f} kB"
         )
 
-    return exit_code("launch.phantom_montage", command)
+    return exit_code("launch.demo.phantom_montage", command)
 
 
 def draw_tile(

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from launch.line_chart import Panel, save_line_charts
 from launch.markdown import markdown_table
+from launch.studies.line_chart import Panel, save_line_charts
 
 BASELINE = ("ancestral", 25)
 

@@ -13,8 +13,8 @@ from gct_jax.config import SUPERRES_SOLVERS, DiffusionConfig
 from gct_jax.corruption.diffusion import log_snr_cosine
 from gct_jax.sampling.diffusion_solvers import time_grid
 from gct_jax.sampling.superres import FIRST_STEP_STREAM, slice_noise, super_resolve_slices
-from launch import superres_study
-from launch.superres_measures import (
+from launch.studies import superres
+from launch.studies.superres_measures import (
     Slices,
     agreement,
     depth_agreement,
@@ -125,12 +125,12 @@ def test_measures_of_known_images():
 @pytest.mark.long
 def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
-    monkeypatch.setattr(superres_study, "NOISE_DEPTHS_MM", (0.0, 30.0))
-    monkeypatch.setattr(superres_study, "STEPS", (2, 4, 3))
+    monkeypatch.setattr(superres, "NOISE_DEPTHS_MM", (0.0, 30.0))
+    monkeypatch.setattr(superres, "STEPS", (2, 4, 3))
     monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
     arguments = ["--model", str(model), "--out", str(tmp_path / "out"), "--cases", "1"]
     sizes = ["--fine-steps", "8", "--depth-slices", "3"]
-    assert superres_study.main([*arguments, *sizes]) == 0
+    assert superres.main([*arguments, *sizes]) == 0
     text = (tmp_path / "out" / "superres_study.md").read_text()
     assert text.strip() in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "superres_study.json").read_text())
@@ -146,13 +146,13 @@ def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys)
 
 def test_impossible_sizes_are_refused(tmp_path, capsys):
     model = save_tiny_model(tmp_path / "tiny")
-    assert superres_study.main(["--model", str(model), "--depth-slices", "6"]) == 2
+    assert superres.main(["--model", str(model), "--depth-slices", "6"]) == 2
     assert "have 5 slices" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fine_steps", ["0", "7"])
 def test_fine_steps_that_no_count_divides_are_refused(fine_steps, capsys):
     with pytest.raises(SystemExit) as stop:
-        superres_study.main(["--fine-steps", fine_steps])
+        superres.main(["--fine-steps", fine_steps])
     assert stop.value.code == 2
     assert "--fine-steps must be a multiple of one of 2, 4" in capsys.readouterr().err

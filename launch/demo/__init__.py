@@ -1,0 +1,1 @@
+"""The demo model: its training, its evaluation, and pictures of the phantom it has seen."""

@@ -1,0 +1,1 @@
+"""Studies whose tables and figures lie beside the configurations."""
