@@ -31,8 +31,8 @@ def model() -> ModelConfig:
 
 
 def ctvit() -> TrainConfig:
-    """Adam at 3e-5 without schedule. Mended: commitment of directions, revived codes (Q6), one
-    clipping norm per network (Q12a), penalty at every fourth discriminator update (Q12b), average
+    """Adam at 3e-5 without schedule. Mended: commitment of directions, revived codes, one
+    clipping norm per network, penalty at every fourth discriminator update, average
     of the weights."""
     return TrainConfig(
         stage="ctvit",
@@ -48,7 +48,7 @@ def ctvit() -> TrainConfig:
 
 
 def maskgit() -> TrainConfig:
-    """Adam at 3e-5, warm-up of 10,000 steps, cosine. Mended: conditioning dropout of 25 % (Q13),
+    """Adam at 3e-5, warm-up of 10,000 steps, cosine. Mended: conditioning dropout of 25 %,
     tokens encoded once instead of at every step, masking ratios without gaps."""
     return TrainConfig(
         stage="maskgit",
@@ -67,7 +67,7 @@ def maskgit() -> TrainConfig:
 
 def superres() -> TrainConfig:
     """Adam at 5e-4, condition noised at any level. Mended: a batch has slices of many volumes, each
-    with a time and a noise level of its own (Q32); short warm-up, clipping."""
+    with a time and a noise level of its own; short warm-up, clipping."""
     return TrainConfig(
         stage="superres",
         model=model(),

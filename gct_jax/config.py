@@ -38,7 +38,7 @@ class CTViTConfig(Checked):
     """CT-ViT: see `gct_jax.models.ctvit.CTViT`. `patch_size` is a side, or (height, width).
 
     The last three options are named quirks: published weights need "bidirectional", "interleaved"
-    and "both" (reference Q3, Q1, 3.1).
+    and "both", see `interop/generatect/DIFFERENCES.md`.
     """
 
     channels: int = number(1, least=1)
@@ -91,7 +91,7 @@ class UNetConfig(Checked):
     Tuples named after layers, `num_resnet_blocks` and `resnet_groups` have one entry per level,
     i.e. per entry of `dim_mults`. `layer_attns` entries are "none", "full" or "linear" self
     attention. The middle blocks have their own attention size because published weights have
-    8 heads of 64 there whatever `attn_heads` and `attn_dim_head` say (reference Q29).
+    8 heads of 64 there whatever `attn_heads` and `attn_dim_head` say.
     `use_linear_cross_attn` is one value for all levels, or one per level.
     `init_cross_embed_kernel_sizes` None means one convolution of `init_conv_kernel_size`, and
     `cross_embed_downsample_kernel_sizes` None space-to-depth. `text_embed_dim` None: no text.
@@ -164,7 +164,7 @@ class UNetConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig(Checked):
-    """Forward process and target size of the super-resolution stage (reference section 7)."""
+    """Forward process and target size of the super-resolution stage (GenerateCT, section 3.3)."""
 
     image_size: int = number(512, least=1)
     objective: str = choice("v", ("v", "noise", "x_start"))

@@ -25,8 +25,8 @@ class AttributeReader(nn.Module):
       classes: values of an attribute; one that has fewer leaves the rest unused.
     """
 
-    attributes: int
-    classes: int
+    attributes: int = 1
+    classes: int = 2
 
     @nn.compact
     def __call__(self, text: jax.Array, text_mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,6 +4,8 @@ Both return one logit per token, high where the token looks sampled. `TokenCriti
 its own; `SelfCritic` reads the hidden states of a MaskGIT.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,26 @@ class TokenCritic(nn.Module):
     """A critic with its own embeddings and transformer, without a position bias.
 
     Attributes: as `gct_jax.models.maskgit.MaskGit`.
+      num_tokens: size of the codebook.
+      max_sequence_length: positions that have an embedding.
+      dim: width of the tokens.
+      depth: number of layers.
+      heads: attention heads.
+      dim_head: width of a head.
+      context_dim: width of the text embedding; None: no text.
+      ff_dim: hidden units of the feed-forward layers; None: floor(8 dim / 3).
+      backend: see `gct_jax.kernels.attention.attention`.
+      recompute: the backward pass computes each layer again instead of keeping it.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    num_tokens: int
-    max_sequence_length: int
-    dim: int
-    depth: int
-    heads: int
-    dim_head: int
-    context_dim: int | None = None
+    num_tokens: int = 8192
+    max_sequence_length: int = 10000
+    dim: int = 512
+    depth: int = 6
+    heads: int = 8
+    dim_head: int = 64
+    context_dim: int | None = 768
     ff_dim: int | None = None
     backend: str = "auto"
     recompute: bool = False
@@ -67,7 +80,7 @@ class SelfCritic(nn.Module):
     MaskGit may be among them but is not used.
     """
 
-    maskgit: MaskGit
+    maskgit: MaskGit = dataclasses.field(default_factory=MaskGit)
 
     @nn.compact
     def __call__(

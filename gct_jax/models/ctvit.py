@@ -115,9 +115,13 @@ class PatchEmbedding(nn.Module):
 
     That first norm erases the mean and the contrast of each patch, so that even tissue of any
     density looks alike.
+
+    Attributes:
+      dim: width of the tokens.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    dim: int
+    dim: int = 512
     normalize_input: bool = False
     dtype: jnp.dtype = jnp.float32
 

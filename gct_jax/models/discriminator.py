@@ -1,4 +1,4 @@
-"""Discriminator that judges single CT slices (reference section 3.4).
+"""Discriminator that judges single CT slices (GenerateCT, section 3.1).
 
 A block halves the map: with D the space-to-depth fold followed by a 1x1 convolution,
 
@@ -19,10 +19,16 @@ from gct_jax.sharding import constrain_batch
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block of equation (1)."""
+    """Residual block of equation (1).
 
-    width: int
-    halve: bool
+    Attributes:
+      width: output width.
+      halve: halve the map; the last block does not.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    width: int = 64
+    halve: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -23,11 +23,18 @@ from gct_jax.models.transformer import KeysValues, Transformer
 
 
 class TokenEmbedding(nn.Module):
-    """Equation (1): learned tables for tokens (one row more, for "hidden") and positions."""
+    """Equation (1): learned tables for tokens (one row more, for "hidden") and positions.
 
-    num_tokens: int
-    max_sequence_length: int
-    dim: int
+    Attributes:
+      num_tokens: size of the codebook.
+      max_sequence_length: positions that have an embedding.
+      dim: width of the tokens.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    num_tokens: int = 8192
+    max_sequence_length: int = 10000
+    dim: int = 512
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -78,13 +85,13 @@ class MaskGit(nn.Module):
       dtype: computation type; parameters and logits are float32.
     """
 
-    num_tokens: int
-    max_sequence_length: int
-    dim: int
-    depth: int
-    heads: int
-    dim_head: int
-    context_dim: int | None = None
+    num_tokens: int = 8192
+    max_sequence_length: int = 10000
+    dim: int = 512
+    depth: int = 6
+    heads: int = 8
+    dim_head: int = 64
+    context_dim: int | None = 768
     ff_dim: int | None = None
     gradient_shrink: float = 1.0
     backend: str = "auto"

@@ -31,7 +31,7 @@ class PositionConvolution(nn.Module):
       dtype: computation type.
     """
 
-    dim: int
+    dim: int = 512
     causal: bool = True
     layout: str = "grid"
     dtype: jnp.dtype = jnp.float32
@@ -65,9 +65,9 @@ class ContinuousPositionBias(nn.Module):
       grid_dims: 2 for offsets (height, width) within a frame, 3 for (time, height, width).
     """
 
-    width: int
-    heads: int
-    grid_dims: int
+    width: int = 512
+    heads: int = 8
+    grid_dims: int = 2
 
     @nn.compact
     def __call__(self, grid: tuple[int, ...]) -> RelativeBias:

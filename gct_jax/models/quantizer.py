@@ -69,8 +69,8 @@ class CosineQuantizer(nn.Module):
       codebook_size: number of codes.
     """
 
-    dim: int
-    codebook_size: int
+    dim: int = 512
+    codebook_size: int = 8192
 
     def setup(self):  # noqa: D102 (Flax hook)
         def random_directions():

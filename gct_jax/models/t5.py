@@ -45,7 +45,11 @@ def relative_position_bucket(offset: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * scale; the mean is taken in float32."""
+    """x / sqrt(mean(x^2) + 1e-6) * scale; the mean is taken in float32.
+
+    Attributes:
+      dtype: computation type; norms and softmax stay float32.
+    """
 
     dtype: Any = jnp.float32
 
@@ -61,7 +65,7 @@ class RMSNorm(nn.Module):
 class RelativePositionBias(nn.Module):
     """Equation (1): [heads, query, key] float32."""
 
-    heads: int
+    heads: int = 12
 
     @nn.compact
     def __call__(self, length: int) -> jax.Array:
@@ -74,10 +78,15 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Equation (2); `bias` [batch, heads or 1, query, key] already holds the key mask."""
+    """Equation (2); `bias` [batch, heads or 1, query, key] already holds the key mask.
 
-    heads: int
-    dim_head: int
+    Attributes:
+      dim_head: width of a head.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    heads: int = 12
+    dim_head: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -102,9 +111,14 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Equation (4) without its norm; the GELU is the tanh form."""
+    """Equation (4) without its norm; the GELU is the tanh form.
 
-    mlp_dim: int
+    Attributes:
+      mlp_dim: hidden units of the gated network.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    mlp_dim: int = 2048
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -116,11 +130,18 @@ class GatedMLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Equations (3) and (4)."""
+    """Equations (3) and (4).
 
-    heads: int
-    dim_head: int
-    mlp_dim: int
+    Attributes:
+      heads: attention heads.
+      dim_head: width of a head.
+      mlp_dim: hidden units of the gated network.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    heads: int = 12
+    dim_head: int = 64
+    mlp_dim: int = 2048
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -133,12 +154,20 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of layers, its shared position bias and the final norm."""
+    """The stack of layers, its shared position bias and the final norm.
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
+    Attributes:
+      depth: number of layers.
+      heads: attention heads.
+      dim_head: width of a head.
+      mlp_dim: hidden units of the gated network.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    depth: int = 12
+    heads: int = 12
+    dim_head: int = 64
+    mlp_dim: int = 2048
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -160,14 +189,22 @@ class T5Encoder(nn.Module):
 
     Attributes are those of `gct_jax.config.T5Config`; `dtype` is the compute type, parameters are
     float32. Position bias, logits, softmax and norms are float32 whatever `dtype` says.
+
+    Attributes:
+      vocab_size: entries of the embedding.
+      dim: width of the embeddings.
+      depth: number of layers.
+      heads: attention heads.
+      dim_head: width of a head.
+      mlp_dim: hidden units of the gated network.
     """
 
-    vocab_size: int
-    dim: int
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
+    vocab_size: int = 32128
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    dim_head: int = 64
+    mlp_dim: int = 2048
     dtype: Any = jnp.float32
 
     @nn.compact

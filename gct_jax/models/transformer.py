@@ -79,9 +79,9 @@ class Attention(nn.Module):
       dtype: computation type.
     """
 
-    dim: int
-    heads: int
-    dim_head: int
+    dim: int = 512
+    heads: int = 8
+    dim_head: int = 64
     null_keys: int = 0
     causal: bool = False
     backend: str = "auto"
@@ -153,9 +153,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward network, equation (3), of inner width `ff_dim` or floor(8 dim / 3)."""
+    """Gated feed-forward network, equation (3), of inner width `ff_dim` or floor(8 dim / 3).
 
-    dim: int
+    Attributes:
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    dim: int = 512
     ff_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -171,16 +175,29 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """One layer, equation (1); attributes as in `Transformer`."""
+    """One layer, equation (1); attributes as in `Transformer`.
 
-    dim: int
-    heads: int
-    dim_head: int
-    attend: str
-    causal: bool
-    causal_peg: bool
-    peg_layout: str
-    backend: str
+    Attributes:
+      dim: width of the tokens.
+      heads: attention heads.
+      dim_head: width of a head.
+      attend: see `Transformer`.
+      causal: see `Transformer`.
+      causal_peg: see `PositionConvolution`.
+      peg_layout: see `PositionConvolution`.
+      backend: see `gct_jax.kernels.attention.attention`.
+      ff_dim: hidden units of the feed-forward layers; None: floor(8 dim / 3).
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    dim: int = 512
+    heads: int = 8
+    dim_head: int = 64
+    attend: str = "all"
+    causal: bool = False
+    causal_peg: bool = True
+    peg_layout: str = "grid"
+    backend: str = "auto"
     ff_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -230,10 +247,10 @@ class Transformer(nn.Module):
       dtype: computation type.
     """
 
-    dim: int
-    depth: int
-    heads: int
-    dim_head: int
+    dim: int = 512
+    depth: int = 6
+    heads: int = 8
+    dim_head: int = 64
     context_dim: int | None = None
     attend: str = "all"
     causal: bool = False

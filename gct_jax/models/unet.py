@@ -38,49 +38,81 @@ COMBINER_GROUPS = 8
 class UNet(nn.Module):
     """Predicts the diffusion target of a slice from its noised version, see the module docstring.
 
-    The attributes are the fields of `UNetConfig`, which documents and validates them, and
-    `recompute`: the backward pass computes each ResNet block again instead of keeping it.
+    Attributes:
+      dim: channels of the finest level.
+      init_dim: channels of the first convolution; None: `dim`.
+      cond_dim: width of the conditioning tokens; None: `dim`.
+      channels, channels_out: of the image and of the output; None: as the image.
+      dim_mults: channels of each level, in units of `dim`.
+      num_resnet_blocks, resnet_groups: ResNet blocks of each level and the groups of their norms.
+      layer_attns, layer_attns_depth: "none", "full" or "linear" self attention behind each level,
+        and how many layers of it.
+      layer_cross_attns, use_linear_cross_attn: whether each level attends to the text, and whether
+        without a softmax; the latter one value, or one per level.
+      attend_at_middle, layer_mid_attns_depth: self attention at the coarsest level, and its layers.
+      attn_heads, attn_dim_head, mid_cross_attn_heads, mid_cross_attn_dim_head: sizes of the
+        attention, and of that to the text in the middle blocks.
+      cosine_sim_attn: logits are 16 times the cosine of query and key.
+      ff_mult: hidden units of the feed-forward networks per channel.
+      lowres_cond: the network sees a low-resolution image beside the noised one.
+      text_embed_dim, max_text_len: width and length of the text embeddings; None: no text.
+      attn_pool_text, attn_pool_num_latents: pool the text by attention, with so many latents.
+      num_time_tokens, learned_sinu_pos_emb_dim: tokens and frequencies that tell the noise level.
+      self_cond: the network sees its previous prediction.
+      cond_images_channels: channels of a further image that conditions; 0: none.
+      init_cross_embed_kernel_sizes, init_conv_kernel_size: windows of the first convolutions side
+        by side, or None for one convolution with that window.
+      cross_embed_downsample_kernel_sizes: windows of the down-sampling; None: space-to-depth.
+      memory_efficient: down-sample before the blocks of a level, not behind them.
+      pixel_shuffle_upsample: up-sample by pixel shuffle, not by repeating pixels.
+      combine_upsample_fmaps: the last block sees the features of all levels.
+      init_conv_to_final_conv_residual: the last block sees the first convolution's output.
+      use_global_context_attn: blocks gate channels by a summary of the map.
+      final_resnet_block: a ResNet block before the last convolution.
+      scale_skip_connection: skips are divided by sqrt(2).
+      dtype: computation type; norms, softmax and the output stay float32.
+      recompute: the backward pass computes each ResNet block again instead of keeping it.
     """
 
-    dim: int
-    init_dim: int | None
-    cond_dim: int | None
-    channels: int
-    channels_out: int | None
-    dim_mults: tuple[int, ...]
-    num_resnet_blocks: tuple[int, ...]
-    layer_attns: tuple[str, ...]
-    layer_attns_depth: tuple[int, ...]
-    layer_cross_attns: tuple[bool, ...]
-    use_linear_cross_attn: bool | tuple[bool, ...]
-    attend_at_middle: bool
-    layer_mid_attns_depth: int
-    attn_heads: int
-    attn_dim_head: int
-    mid_cross_attn_heads: int
-    mid_cross_attn_dim_head: int
-    cosine_sim_attn: bool
-    ff_mult: float
-    lowres_cond: bool
-    text_embed_dim: int | None
-    max_text_len: int
-    attn_pool_text: bool
-    attn_pool_num_latents: int
-    num_time_tokens: int
-    learned_sinu_pos_emb_dim: int
-    self_cond: bool
-    cond_images_channels: int
-    init_cross_embed_kernel_sizes: tuple[int, ...] | None
-    init_conv_kernel_size: int
-    cross_embed_downsample_kernel_sizes: tuple[int, ...] | None
-    memory_efficient: bool
-    pixel_shuffle_upsample: bool
-    combine_upsample_fmaps: bool
-    init_conv_to_final_conv_residual: bool
-    use_global_context_attn: bool
-    final_resnet_block: bool
-    scale_skip_connection: bool
-    resnet_groups: tuple[int, ...]
+    dim: int = 64
+    init_dim: int | None = None
+    cond_dim: int | None = None
+    channels: int = 1
+    channels_out: int | None = None
+    dim_mults: tuple[int, ...] = (1, 2, 4)
+    num_resnet_blocks: tuple[int, ...] = (2, 2, 2)
+    layer_attns: tuple[str, ...] = ("none", "none", "none")
+    layer_attns_depth: tuple[int, ...] = (1, 1, 1)
+    layer_cross_attns: tuple[bool, ...] = (True, True, True)
+    use_linear_cross_attn: bool | tuple[bool, ...] = False
+    attend_at_middle: bool = False
+    layer_mid_attns_depth: int = 1
+    attn_heads: int = 8
+    attn_dim_head: int = 64
+    mid_cross_attn_heads: int = 8
+    mid_cross_attn_dim_head: int = 64
+    cosine_sim_attn: bool = False
+    ff_mult: float = 2.0
+    lowres_cond: bool = True
+    text_embed_dim: int | None = 768
+    max_text_len: int = 256
+    attn_pool_text: bool = True
+    attn_pool_num_latents: int = 32
+    num_time_tokens: int = 2
+    learned_sinu_pos_emb_dim: int = 16
+    self_cond: bool = False
+    cond_images_channels: int = 0
+    init_cross_embed_kernel_sizes: tuple[int, ...] | None = (3, 7, 15)
+    init_conv_kernel_size: int = 7
+    cross_embed_downsample_kernel_sizes: tuple[int, ...] | None = None
+    memory_efficient: bool = True
+    pixel_shuffle_upsample: bool = True
+    combine_upsample_fmaps: bool = False
+    init_conv_to_final_conv_residual: bool = False
+    use_global_context_attn: bool = True
+    final_resnet_block: bool = True
+    scale_skip_connection: bool = True
+    resnet_groups: tuple[int, ...] = (8, 8, 8)
     dtype: Any = jnp.float32
     recompute: bool = False
 

@@ -70,9 +70,14 @@ def linear_attend(query: Array, key: Array, value: Array, scale: float) -> Array
 
 
 class Kernel(nn.Module):
-    """The matrix of a linear map without bias, to be applied by the caller."""
+    """The matrix of a linear map without bias, to be applied by the caller.
 
-    features: int
+    Attributes:
+      features: output channels.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    features: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -101,10 +106,15 @@ class CrossAttention(nn.Module):
     """Positions of an image attend to conditioning tokens, which are never masked.
 
     With `linear`, equation (1); its scale is then 1 where `cosine` is set, and no cosine is taken.
+
+    Attributes:
+      heads: attention heads.
+      dim_head: width of a head.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    heads: int
-    dim_head: int
+    heads: int = 8
+    dim_head: int = 64
     cosine: bool = False
     linear: bool = False
     dtype: Any = jnp.float32
@@ -135,10 +145,16 @@ class CrossAttention(nn.Module):
 
 class SelfAttention(nn.Module):
     """Positions attend to the tokens (if given), a null pair and each other; one key and value
-    head serves all query heads (Shazeer 2019)."""
+    head serves all query heads (Shazeer 2019).
 
-    heads: int
-    dim_head: int
+    Attributes:
+      dim_head: width of a head.
+      cosine: logits are 16 times the cosine of query and key.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    heads: int = 8
+    dim_head: int = 64
     cosine: bool = False
     dtype: Any = jnp.float32
 
@@ -164,10 +180,16 @@ class SelfAttention(nn.Module):
 
 class LinearSelfAttention(nn.Module):
     """Equation (1) over a map and the tokens (if given); queries, keys and values of the map pass
-    a depthwise 3x3 convolution first."""
+    a depthwise 3x3 convolution first.
 
-    heads: int
-    dim_head: int
+    Attributes:
+      heads: attention heads.
+      dim_head: width of a head.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    heads: int = 8
+    dim_head: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -203,9 +225,13 @@ class LinearSelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around GELU (exact), each after a gain norm; `mult` widens the middle."""
+    """Two linear maps around GELU (exact), each after a gain norm; `mult` widens the middle.
 
-    mult: float
+    Attributes:
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    mult: float = 2.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -220,13 +246,21 @@ class FeedForward(nn.Module):
 
 class MapTransformer(nn.Module):
     """`depth` layers of self attention, of kind "full" or "linear", and feed forward, each with a
-    residual."""
+    residual.
 
-    kind: str
-    depth: int
-    heads: int
-    dim_head: int
-    ff_mult: float
+    Attributes:
+      heads: attention heads.
+      dim_head: width of a head.
+      ff_mult: hidden units of the feed-forward network per channel.
+      cosine: logits are 16 times the cosine of query and key.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    kind: str = "full"
+    depth: int = 1
+    heads: int = 8
+    dim_head: int = 64
+    ff_mult: float = 2.0
     cosine: bool = False
     dtype: Any = jnp.float32
 

@@ -33,9 +33,14 @@ class GroupNorm(nn.Module):
 
     The statistics come from per-channel sums in a single pass, which XLA turns into one cheap
     reduction; grouping the channels first is ten times slower on a CPU.
+
+    Attributes:
+      groups: groups of the group norm.
+      epsilon: added to the variance.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    groups: int
+    groups: int = 8
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -60,10 +65,16 @@ class GroupNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Equation (1)."""
+    """Equation (1).
 
-    features: int
-    groups: int
+    Attributes:
+      features: output channels.
+      groups: groups of the group norm.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    features: int = 64
+    groups: int = 8
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -74,7 +85,11 @@ class Block(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """Channel gate of equation (3)."""
+    """Channel gate of equation (3).
+
+    Attributes:
+      dtype: computation type; norms and softmax stay float32.
+    """
 
     dtype: Any = jnp.float32
 
@@ -101,10 +116,11 @@ class ResnetBlock(nn.Module):
       groups: groups of both normalisations.
       gate: whether to apply the global context gate.
       cross_attention: builds the module that attends to the conditioning tokens, or None.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    features: int
-    groups: int
+    features: int = 64
+    groups: int = 8
     gate: bool = False
     cross_attention: Callable[..., nn.Module] | None = None
     dtype: Any = jnp.float32
@@ -133,10 +149,15 @@ class CrossEmbed(nn.Module):
 
     The first size gives half of the features, the next a quarter, and so on; the last takes the
     rest. All run as one convolution with zero-padded kernels, about twice as fast as several.
+
+    Attributes:
+      kernel_sizes: sides of the windows.
+      stride: step of the windows.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    features: int
-    kernel_sizes: tuple[int, ...]
+    features: int = 64
+    kernel_sizes: tuple[int, ...] = (3, 7, 15)
     stride: int = 1
     dtype: Any = jnp.float32
 
@@ -176,9 +197,14 @@ def subpixel_initializer(key: Array, shape: tuple[int, ...], dtype: Any = jnp.fl
 
 
 class PixelShuffle(nn.Module):
-    """Doubles height and width: 1x1 convolution to four sub-pixels, SiLU, rearrangement."""
+    """Doubles height and width: 1x1 convolution to four sub-pixels, SiLU, rearrangement.
 
-    features: int
+    Attributes:
+      features: output channels.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    features: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -191,9 +217,14 @@ class PixelShuffle(nn.Module):
 
 
 class NearestUpsample(nn.Module):
-    """Doubles height and width by repetition, then a 3x3 convolution."""
+    """Doubles height and width by repetition, then a 3x3 convolution.
 
-    features: int
+    Attributes:
+      features: output channels.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    features: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -204,9 +235,14 @@ class NearestUpsample(nn.Module):
 
 
 class Widen(nn.Module):
-    """Change of width without change of size: a 3x3 and a 1x1 convolution, summed."""
+    """Change of width without change of size: a 3x3 and a 1x1 convolution, summed.
 
-    features: int
+    Attributes:
+      features: output channels.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    features: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -221,9 +257,12 @@ class FinalConv(nn.Module):
 
     One kernel for the concatenated input, applied to its two parts in turn: odd channel counts
     are several times slower than the two convolutions.
+
+    Attributes:
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    features_out: int
+    features_out: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact

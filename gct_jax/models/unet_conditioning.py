@@ -24,12 +24,20 @@ from gct_jax.sharding import constrain_batch
 
 
 class NoiseLevelEmbedding(nn.Module):
-    """Vector and tokens of a log SNR, from sinusoids of learned frequencies."""
+    """Vector and tokens of a log SNR, from sinusoids of learned frequencies.
 
-    width: int
-    num_tokens: int
-    token_dim: int
-    sinusoid_dim: int
+    Attributes:
+      width: output width.
+      num_tokens: tokens that tell the noise level.
+      token_dim: width of the conditioning tokens.
+      sinusoid_dim: learned frequencies of the noise level.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    width: int = 256
+    num_tokens: int = 2
+    token_dim: int = 64
+    sinusoid_dim: int = 16
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -49,11 +57,18 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Latents attend to the inputs and to themselves (Alayrac et al. 2022)."""
+    """Latents attend to the inputs and to themselves (Alayrac et al. 2022).
 
-    heads: int
-    dim_head: int
-    cosine: bool
+    Attributes:
+      heads: attention heads.
+      dim_head: width of a head.
+      cosine: logits are 16 times the cosine of query and key.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    heads: int = 8
+    dim_head: int = 64
+    cosine: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,12 +87,20 @@ class LatentAttention(nn.Module):
 
 class AttentionPool(nn.Module):
     """Pools text into 4 + num_latents tokens with two layers of latent attention. The first four
-    latents come from the mean of the text, the others are learned."""
+    latents come from the mean of the text, the others are learned.
 
-    num_latents: int
-    heads: int
-    dim_head: int
-    cosine: bool
+    Attributes:
+      heads: attention heads.
+      dim_head: width of a head.
+      cosine: logits are 16 times the cosine of query and key.
+      max_positions: positions that have an embedding.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    num_latents: int = 32
+    heads: int = 8
+    dim_head: int = 64
+    cosine: bool = False
     max_positions: int = 512
     dtype: Any = jnp.float32
 
@@ -113,16 +136,26 @@ class TextConditioning(nn.Module):
     Text is cut or zero-padded to `max_length`. With a mask, padded positions become a learned null
     row; without one they stay zero, which is another function of the same text, so pass a mask.
     Where `keep` is False the whole text is replaced by null rows and a null vector.
+
+    Attributes:
+      width: output width.
+      token_dim: width of the conditioning tokens.
+      pool: pool the text by attention.
+      num_latents: latents of that attention.
+      heads: attention heads.
+      dim_head: width of a head.
+      cosine: logits are 16 times the cosine of query and key.
+      dtype: computation type; norms and softmax stay float32.
     """
 
-    width: int
-    token_dim: int
-    max_length: int
-    pool: bool
-    num_latents: int
-    heads: int
-    dim_head: int
-    cosine: bool
+    width: int = 256
+    token_dim: int = 64
+    max_length: int = 256
+    pool: bool = True
+    num_latents: int = 32
+    heads: int = 8
+    dim_head: int = 64
+    cosine: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -159,18 +192,31 @@ class TextConditioning(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Everything the U-Net is told besides the image; `width` is that of the vector."""
+    """Everything the U-Net is told besides the image; `width` is that of the vector.
 
-    width: int
-    token_dim: int
-    num_time_tokens: int
-    sinusoid_dim: int
-    max_text_len: int
-    attn_pool_text: bool
-    attn_pool_num_latents: int
-    heads: int
-    dim_head: int
-    cosine: bool
+    Attributes:
+      token_dim: width of the conditioning tokens.
+      num_time_tokens: tokens that tell the noise level.
+      sinusoid_dim: learned frequencies of the noise level.
+      max_text_len: tokens of text; longer text is cut.
+      attn_pool_text: pool the text by attention.
+      attn_pool_num_latents: latents of that attention.
+      heads: attention heads.
+      dim_head: width of a head.
+      cosine: logits are 16 times the cosine of query and key.
+      dtype: computation type; norms and softmax stay float32.
+    """
+
+    width: int = 256
+    token_dim: int = 64
+    num_time_tokens: int = 2
+    sinusoid_dim: int = 16
+    max_text_len: int = 256
+    attn_pool_text: bool = True
+    attn_pool_num_latents: int = 32
+    heads: int = 8
+    dim_head: int = 64
+    cosine: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact

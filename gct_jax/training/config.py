@@ -65,9 +65,10 @@ class DataConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CTViTTraining(Checked):
-    """Losses of the first stage (reference section 3.5), with the cadence that it meant.
+    """Losses of the first stage (GenerateCT, section 3.1), with the cadence that it meant.
 
-    `commitment` "normalized" compares unit vectors (mends reference Q6), "reference" raw ones.
+    `commitment` "normalized" compares unit vectors, as codes are chosen by direction, "reference"
+    raw ones.
     For the first `continuous_steps` the decoder sees latents that are not quantised yet, so that
     the codebook starts from tokens that mean something instead of collapsing onto a few.
     `principal_start` > 0: patches of that many volumes give the first weights
@@ -114,10 +115,10 @@ class T5Training(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class MaskGitTraining(Checked):
-    """Second stage (reference section 4.1). `steps` is S of the masking schedule, 0 for a
-    continuous ratio; conditioning is dropped for a share `text_drop` of the samples (mends Q13).
+    """Second stage (GenerateCT, section 3.2). `steps` is S of the masking schedule, 0 for a
+    continuous ratio; conditioning is dropped for a share `text_drop` of the samples.
     `text_encoder_rate` multiplies the text encoder's learning rate.
-    `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training, Q18).
+    `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training).
     `twins`: rows 2i and 2i + 1 of a batch are one patient with two reports; they get the same mask,
     and tokens in which they differ count 1 + `twin_weight` times.
     """
@@ -135,7 +136,7 @@ class MaskGitTraining(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SuperResTraining(Checked):
-    """Third stage (reference section 7). The low-resolution image is noised at a level drawn
+    """Third stage (GenerateCT, section 3.3). The low-resolution image is noised at a level drawn
     uniformly from [`low_res_noise_min`, `low_res_noise_max`]; `crop` > 0 trains on random squares
     of that many output pixels (a multiple of the up-scaling factor)."""
 

@@ -1,4 +1,4 @@
-"""Stage one: CT-ViT learns to rebuild volumes through its codebook (reference section 3.5).
+"""Stage one: CT-ViT learns to rebuild volumes through its codebook (GenerateCT, section 3.1).
 
 With x a volume, y its reconstruction, and s one random slice of each sample:
 
@@ -14,7 +14,8 @@ where two volumes of one patient differ, i.e. where the findings are, which are 
 Differences from the PyTorch trainer: one update of everything per batch, with the discriminator at
 every `discriminator_every`-th (there: three generator updates, then one of the discriminator on a
 further batch); the perceptual network is frozen, clipping sees the generator alone, the penalty
-keeps its cadence, only CT-ViT is averaged (Q9, Q12a, Q12b, Q12f).
+keeps its cadence, only CT-ViT is averaged. `gct_jax/interop/generatect/DIFFERENCES.md` lists all
+differences.
 """
 
 import dataclasses

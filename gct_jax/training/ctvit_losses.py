@@ -1,4 +1,4 @@
-"""Losses of CT-ViT and its slice discriminator (reference section 3.5), as pure functions.
+"""Losses of CT-ViT and its slice discriminator (GenerateCT, section 3.1), as pure functions.
 
 With x a volume, y its reconstruction, D the discriminator's logit, phi a frozen feature network,
 z a latent, e its code row, ^ a direction, and one slice s picked from each sample:

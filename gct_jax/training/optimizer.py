@@ -22,7 +22,7 @@ OUTPUT_LAYERS = r"(to_logits|pixels|position_bias/\w+|spatial_bias/\w+)/kernel$"
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
-    """Equations (1), (2). Unlike the reference, the first update does not have rate 0 (Q22)."""
+    """Equations (1), (2). Unlike the original's, the first update does not have rate 0."""
     rate = config.learning_rate * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
     if config.schedule == "cosine":
         span = max(steps - config.warmup_steps, 1)

@@ -1,4 +1,4 @@
-"""Stage three: a diffusion U-Net learns to enlarge slices (reference section 7).
+"""Stage three: a diffusion U-Net learns to enlarge slices (GenerateCT, section 3.3).
 
 For a slice x, its low-resolution partner y and its report c, with t, a and e at random:
 

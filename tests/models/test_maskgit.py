@@ -164,6 +164,8 @@ def test_published_size():
 
 
 def test_too_many_tokens_are_refused():
-    model = MaskGit(num_tokens=8, max_sequence_length=31, dim=8, depth=1, heads=2, dim_head=4)
+    model = MaskGit(
+        num_tokens=8, max_sequence_length=31, dim=8, depth=1, heads=2, dim_head=4, context_dim=None
+    )
     with pytest.raises(ValueError, match=r"2x4x4 grid has 32 tokens.*max_sequence_length = 31"):
         model.init(jax.random.key(0), jnp.zeros((1, 2, 4, 4), jnp.int32))
