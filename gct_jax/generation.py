@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from gct_jax import __version__
 from gct_jax.config import ModelConfig
@@ -169,6 +170,21 @@ def read_prompt(model: Model, prompt: str) -> TokenizedText:
     if model.tokenizer is None or model.config.t5 is None:
         raise ModelFolderError(f"model '{model.config.name}' has no part 't5'")
     return model.tokenizer.encode(prompt, model.config.t5.max_length)
+
+
+def text_ids(model: Model, prompts: Sequence[str]) -> np.ndarray:
+    """Token ids of prompts as the text encoder takes them: int32 [prompts, length], 0 where padded.
+
+    Raises:
+      InputError: nothing of a prompt can be read.
+      ModelFolderError: the model has no text encoder.
+    """
+    texts = [read_prompt(model, prompt) for prompt in prompts]
+    assert model.config.t5 is not None  # read_prompt has looked
+    padded = np.zeros((len(texts), model.config.t5.max_length), np.int32)
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text.ids)] = text.ids
+    return padded
 
 
 def _notes(

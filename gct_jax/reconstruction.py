@@ -10,7 +10,7 @@ import numpy as np
 
 from gct_jax.config import CTViTConfig, ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
-from gct_jax.generation import computation_dtype, prompt_notes, read_prompt
+from gct_jax.generation import computation_dtype, prompt_notes, read_prompt, text_ids
 from gct_jax.model_folder import Model
 from gct_jax.models.ctvit import CTViT, patch_sides, token_grid
 from gct_jax.notes import Note, warn
@@ -150,16 +150,14 @@ def super_resolve(
     )
     for note in prompt_notes([text]):
         on_note(note)
-    assert config.t5 is not None  # read_prompt has looked
-    text_ids = np.zeros((1, config.t5.max_length), np.int32)
-    text_ids[0, : len(text.ids)] = text.ids
+    ids = text_ids(model, [prompt])
     with fixed_numerics():
         low = to_unit(resample(ct.volume_hu, ct.spacing_mm, grid.shape, grid.spacing_mm))
         high = cascade.super_resolve(
             model,
             np.asarray(low)[None, ..., None],
-            cascade.embed_text(model.variables("t5"), text_ids, config=config),
-            jnp.asarray(text_ids > 0),
+            cascade.embed_text(model.variables("t5"), ids, config=config),
+            jnp.asarray(ids > 0),
             [random_key(seed)],
             settings,
             on_progress or (lambda *_: None),
