@@ -1,4 +1,4 @@
-"""Phantom batches for each stage, prepared once and then read from disk."""
+"""A source's batches for each stage, prepared once and then read from disk."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data_pipelines.phantom import batches, pool
-from data_pipelines.phantom.case import sample_description, twin_description
-from data_pipelines.phantom.grid import Grid
+from data_pipelines import batches, shards
+from data_pipelines.source import HELD_OUT, TRAINING, Source, open_source
 from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.models.ctvit import CTViT
@@ -20,11 +19,12 @@ from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Parts
+from gct_jax.volumes.grid import Grid
 
 VOCABULARY_REPORTS = 10000
 
 
-class PhantomData(NamedTuple):
+class StageData(NamedTuple):
     """What the loop needs: `batches(start_step)` and the batches held out for evaluation."""
 
     batches: Callable[[int], Iterator[batches.Batch]]
@@ -32,25 +32,25 @@ class PhantomData(NamedTuple):
 
 
 def check_data(config: TrainConfig, parts: Parts) -> None:
-    """Refuse what `phantom_data` could not make batches from, before it prepares cases for minutes.
+    """Refuse what `stage_data` could not make batches from, before it prepares cases for minutes.
 
     Raises:
-      ConfigError: no training case is left, a batch does not hold whole cases, or the stage needs
-        a network that no earlier folder holds.
+      ConfigError: no such source, it lacks what the stage needs, no training case is left, a batch
+        does not hold whole cases, or the stage needs a network that no earlier folder holds.
     """
-    data, batch_size, stage = config.data, config.loop.batch_size, config.stage
-    if data.held_out >= data.cases:
-        raise ConfigError(f"data.held_out = {data.held_out} leaves none of {data.cases} cases")
-    rows_per_case = len(_sources(config))
+    batch_size, stage = config.loop.batch_size, config.stage
+    sources = _sources(config)
+    rows_per_case, (training, held_out) = len(sources), split_cases(sources[0])
+    if not training:
+        raise ConfigError(f"data.source {config.data.source} has no training cases")
     if batch_size % (rows_per_case * jax.process_count()):
         raise ConfigError(
             f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
             f"case x {jax.process_count()} processes"
         )
-    held_out_rows = data.held_out * rows_per_case * jax.process_count()
-    if held_out_rows < batch_size:
+    if len(held_out) * rows_per_case * jax.process_count() < batch_size:
         raise ConfigError(
-            f"data.held_out = {data.held_out} cases are fewer than a batch of {batch_size} rows"
+            f"data.held_out = {len(held_out)} cases are fewer than a batch of {batch_size} rows"
         )
     if stage in ("maskgit", "superres") and "ctvit" not in parts.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
@@ -58,26 +58,52 @@ def check_data(config: TrainConfig, parts: Parts) -> None:
         raise ConfigError(f"stage {stage} needs model.t5")
     if stage == "superres" and "t5" not in parts.variables:
         raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
+    if stage == "t5":
+        check_attributes(config, sources[0])
 
 
-def phantom_data(config: TrainConfig, workdir: Path, parts: Parts) -> PhantomData:
+def check_attributes(config: TrainConfig, source: Source) -> None:
+    """Raise ConfigError unless the source has the attributes that stage t5 is to read."""
+    found = source.attributes(0, source.report(0, np.random.default_rng(0)))
+    if found is None:
+        raise ConfigError(
+            f"stage t5 learns to read labels, and data.source {config.data.source} has none"
+        )
+    if len(found) != config.t5.attributes:
+        raise ConfigError(
+            f"t5.attributes = {config.t5.attributes}, data.source {config.data.source} has "
+            f"{len(found)}"
+        )
+
+
+def stage_data(config: TrainConfig, workdir: Path, parts: Parts) -> StageData:
     """Prepare what is missing in `data.folder` (default: `workdir/data`) and open it, for what
     `check_data` accepts."""
-    data, loop = config.data, config.loop
-    training_cases = data.cases - data.held_out
-    rows_per_case = len(_sources(config))
-    batch_cases = loop.batch_size // (rows_per_case * jax.process_count())
+    loop, sources = config.loop, _sources(config)
+    training, held_out = split_cases(sources[0])
+    together = loop.batch_size // len(sources)  # cases of a global batch
+    here = together // jax.process_count()
     make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, parts)
+
+    def training_batch(step: int, positions: list[int]) -> batches.Batch:
+        return make_batch(step, [training[position] for position in positions])
 
     def stream(start: int) -> Iterator[batches.Batch]:
         process = (jax.process_index(), jax.process_count())
-        return batches.stream(
-            make_batch, start, loop.seed, loop.batch_size // rows_per_case, training_cases, process
-        )
+        return batches.stream(training_batch, start, loop.seed, together, len(training), process)
 
-    groups = range(training_cases, data.cases - batch_cases + 1, batch_cases)
-    held_out = [make_batch(0, list(range(first, first + batch_cases))) for first in groups]
-    return PhantomData(stream, held_out)
+    groups = range(0, len(held_out) - here + 1, here)
+    return StageData(stream, [make_batch(0, held_out[first : first + here]) for first in groups])
+
+
+def split_cases(source: Source) -> tuple[list[int], list[int]]:
+    """The cases for training and those held out."""
+    splits = [source.split(case) for case in range(source.cases)]
+    training, held_out = (
+        [case for case, split in enumerate(splits) if split == wanted]
+        for wanted in (TRAINING, HELD_OUT)
+    )
+    return training, held_out
 
 
 def _folder(config: TrainConfig, workdir: Path) -> Path:
@@ -85,48 +111,74 @@ def _folder(config: TrainConfig, workdir: Path) -> Path:
     return Path(config.data.folder) if config.data.folder else workdir / "data"
 
 
-def _sources(config: TrainConfig) -> tuple[bool, ...]:
-    """The rows that a case gives, False for the patient and True for the twin."""
-    options = {"ctvit": config.ctvit.twins, "maskgit": config.maskgit.twins}
-    return (False, True) if options.get(config.stage) else (False,)
+def _sources(config: TrainConfig) -> list[Source]:
+    """The sources of a case's rows: the patient and, if the stage wants it, the counterfactual.
+
+    Raises:
+      ConfigError: no such source, or one without counterfactuals.
+    """
+    source = open_source(config.data)
+    twins = {"ctvit": config.ctvit.twins, "maskgit": config.maskgit.twins}
+    if not twins.get(config.stage):
+        return [source]
+    other = source.counterfactual()
+    if other is None:
+        raise ConfigError(
+            f"{config.stage}.twins needs the same patients with other findings, which data.source "
+            f"{config.data.source} does not have"
+        )
+    return [source, other]
 
 
 def _low_grid(model: ModelConfig) -> Grid:
-    volume = model.volume
-    size, spacing = volume.image_size, (volume.slice_spacing_mm, volume.pixel_spacing_mm)
-    return Grid(volume.slices, size, size, *spacing)
+    volume, size = model.volume, model.volume.image_size
+    pixel_mm = volume.pixel_spacing_mm
+    return Grid.centred((volume.slices, size, size), (volume.slice_spacing_mm, pixel_mm, pixel_mm))
 
 
 def _high_grid(model: ModelConfig) -> Grid:
     low = _low_grid(model)
     assert model.diffusion is not None  # check_parts_fit: a model with a U-Net has it
     size = model.diffusion.image_size
-    return Grid(
-        low.depth, size, size, low.slice_spacing_mm, low.pixel_spacing_mm * low.width / size
-    )
+    pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
+    return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
 
 
-def _volumes(config: TrainConfig, folder: Path, twins: bool = False) -> batches.Arrays:
-    """The low-resolution volumes: prepared files, or rendered anew each time."""
+def _volumes(
+    config: TrainConfig, folder: Path, source: Source, name: str = "volumes"
+) -> batches.Arrays:
+    """The low-resolution volumes: prepared files, or made anew each time."""
     grid = _low_grid(config.model)
-    render = pool.renderer(grid, twin_description if twins else sample_description)
+
+    def make(case: int) -> Any:
+        return source.volume_hu(case, grid)
+
     if not config.data.prepare:
-        return render
-    name = f"{'twins' if twins else 'volumes'}-{grid.depth}x{grid.height}"
-    pool.prepare(folder, (name,), config.data.cases, lambda case: (render(case),))
-    return pool.Shards(folder, name)
+        return make
+    name = f"{name}-{grid.shape[0]}x{grid.shape[1]}"
+    shards.prepare(folder, (name,), source.cases, lambda case: (make(case),))
+    return shards.Shards(folder, name)
+
+
+def _all_volumes(config: TrainConfig, folder: Path) -> list[batches.Arrays]:
+    names = ("volumes", "twins")
+    return [
+        _volumes(config, folder, source, name)
+        for source, name in zip(_sources(config), names, strict=False)
+    ]
 
 
 def _ctvit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
-    sources = [_volumes(config, folder, twins) for twins in _sources(config)]
-    return lambda step, cases: batches.volume_batch(sources, cases)
+    volumes = _all_volumes(config, folder)
+    return lambda step, cases: batches.volume_batch(volumes, cases)
 
 
 def first_volumes(config: TrainConfig, workdir: Path, count: int) -> np.ndarray:
-    """Training cases 0 ... `count` - 1, the same on every host: float32 [count, d, h, w, 1] in
+    """The first `count` training cases, the same on every host: float32 [count, d, h, w, 1] in
     [-1, 1]."""
-    source = _volumes(config, _folder(config, workdir))
-    return batches.volume_batch([source], list(range(count)))["volume"]
+    source = open_source(config.data)
+    volumes = _volumes(config, _folder(config, workdir), source)
+    return batches.volume_batch([volumes], split_cases(source)[0][:count])["volume"]
 
 
 def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
@@ -134,18 +186,18 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
     dtype = smallest_id_type(ctvit.codebook_size)
     encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method=CTViT.encode)[0])
 
-    def source(twins: bool) -> tuple[batches.Arrays, batches.Describe]:
-        volumes = _volumes(config, folder, twins)
-
-        def tokens(case: int) -> tuple[jax.Array]:
+    def tokens(source: Source, volumes: batches.Arrays, name: str) -> batches.Arrays:
+        def make(case: int) -> tuple[jax.Array]:
             volume = batches.unit_intensity(volumes(case))[None]
             return (encode(volume).astype(dtype),)
 
-        name = f"{'twin-tokens' if twins else 'tokens'}-{tag}"
-        pool.prepare(folder, (name,), config.data.cases, tokens)
-        return pool.Shards(folder, name), twin_description if twins else sample_description
+        name = f"{name}-{tag}"
+        shards.prepare(folder, (name,), source.cases, make)
+        return shards.Shards(folder, name)
 
-    sources = [source(twins) for twins in _sources(config)]
+    names = ("tokens", "twin-tokens")
+    rows = zip(_sources(config), _all_volumes(config, folder), names, strict=False)
+    sources = [(tokens(source, volumes, name), source) for source, volumes, name in rows]
     encode_text = _text_encoding(config, workdir, parts)
     return partial(batches.token_batch, sources, encode_text, config.loop.seed)
 
@@ -153,8 +205,8 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
 def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     ctvit, variables, tag = _tokenizer_network(config, parts)
     rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
-    low_volumes = _volumes(config, folder)
-    high_render = pool.renderer(_high_grid(config.model), sample_description)
+    (source,) = _sources(config)
+    low_volumes, high_grid = _volumes(config, folder, source), _high_grid(config.model)
     names = (f"low-{tag}", f"high-{tag}")
 
     def slices(case: int) -> tuple[np.ndarray, jax.Array]:
@@ -162,17 +214,18 @@ def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: P
         kept = kept[: config.data.slices_per_case]
         low = np.asarray(rebuild(batches.unit_intensity(low_volumes(case))[None]))
         low_hu = np.round(1000 * low.clip(-1, 1)).astype(np.int16)
-        return low_hu[kept], high_render(case)[kept]
+        return low_hu[kept], source.volume_hu(case, high_grid)[kept]
 
-    pool.prepare(folder, names, config.data.cases, slices)
-    low, high = (pool.Shards(folder, name) for name in names)
+    shards.prepare(folder, names, source.cases, slices)
+    low, high = (shards.Shards(folder, name) for name in names)
     encode_text = _text_encoding(config, workdir, parts)
-    return partial(batches.slice_batch, low, high, encode_text, config.loop.seed)
+    return partial(batches.slice_batch, source, low, high, encode_text, config.loop.seed)
 
 
 def _t5_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
     encode_text = _text_encoding(config, workdir, parts)
-    return partial(batches.report_batch, encode_text, config.loop.seed)
+    (source,) = _sources(config)
+    return partial(batches.report_batch, source, encode_text, config.loop.seed)
 
 
 MAKERS = {
@@ -198,7 +251,7 @@ def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, st
 
 
 def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable:
-    """Texts -> int32 ids, with the earlier stage's vocabulary or one made of phantom reports."""
+    """Texts -> int32 ids, with the earlier stage's vocabulary or one of the source's reports."""
     t5 = config.model.t5
     assert t5 is not None  # see check_data
     path = workdir / "tokenizer.model"
@@ -207,7 +260,15 @@ def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable
             with replace_when_done(path) as temporary:
                 temporary.write_bytes(parts.tokenizer)
     elif not path.exists():
-        reports = (batches.report(case, 0, 0) for case in range(VOCABULARY_REPORTS))
+        reports = vocabulary_reports(open_source(config.data))
         with replace_when_done(path) as temporary:
             train_vocabulary(reports, temporary, t5.vocab_size)
     return partial(Tokenizer.load(path).encode_batch, max_length=t5.max_length)
+
+
+def vocabulary_reports(source: Source) -> Iterator[str]:
+    """Reports to make a vocabulary of: of the training cases again and again, in new wordings."""
+    training, _ = split_cases(source)
+    for number in range(VOCABULARY_REPORTS):
+        epoch, position = divmod(number, len(training))
+        yield batches.report(source, training[position], 0, epoch)

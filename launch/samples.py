@@ -17,14 +17,14 @@ from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Parts
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit, window_to_uint8
-from launch.data import PhantomData
+from launch.data import StageData
 
 Images = dict[str, np.ndarray]
 ROWS = 4
 
 
 def sample_function(
-    config: TrainConfig, parts: Parts, data: PhantomData
+    config: TrainConfig, parts: Parts, data: StageData
 ) -> Callable[[TrainState], Images]:
     """The stage's function state -> uint8 images by name, for the first held-out cases."""
     batch = {name: array[:ROWS] for name, array in data.held_out[0].items()}

@@ -168,10 +168,10 @@ def train_in(
     from gct_jax.training.ctvit_start import principal_variables
     from gct_jax.training.loop import train
     from gct_jax.training.run_folder import record_run, write_status
-    from launch.data import first_volumes, phantom_data
+    from launch.data import first_volumes, stage_data
     from launch.samples import SAMPLERS, sample_function
 
-    data = phantom_data(config, workdir, parts)
+    data = stage_data(config, workdir, parts)
     if start:
         volumes = first_volumes(config, workdir, start)
         parts.variables["ctvit"] = principal_variables(config, volumes)

@@ -49,13 +49,16 @@ class LoopConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Phantom cases 0 ... `cases` - 1; the last `held_out` of them serve evaluation only.
+    """What is trained on: a source (`data_pipelines/source.py`) and its options.
 
-    `prepare` renders them once into `folder` ("": `data` in the run's folder; several stages may
-    share one); without it CT-ViT's volumes are rendered for every batch. Super-resolution keeps
-    `slices_per_case` random slices of each case.
+    `source` is the name of a source, or "MODULE:CLASS" of one's own. It has `cases` cases, of which
+    `held_out` serve evaluation only.
+    `prepare` makes them once and keeps them in `folder` ("": `data` in the run's folder; several
+    stages may share one); without it CT-ViT's volumes are made for every batch. Super-resolution
+    keeps `slices_per_case` random slices of each case.
     """
 
+    source: str = "phantom"
     cases: int = number(4000, least=2)
     held_out: int = number(16, least=1)
     prepare: bool = True

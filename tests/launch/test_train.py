@@ -10,7 +10,7 @@ import pytest
 from tiny_model import quick_compilation
 
 from configs import tiny
-from data_pipelines.phantom import batches, pool
+from data_pipelines import batches
 from gct_jax.config import override
 from gct_jax.model_folder import load_model
 from gct_jax.parts import PARTS
@@ -18,6 +18,8 @@ from gct_jax.runtime.lock import locked
 from gct_jax.training.stages import Parts, load_parts
 from launch import data, export_model, train
 
+BALLS = "data.source=ball_source:Balls"
+PLAIN = "data.source=ball_source:Plain"
 ADVERSARIAL = [
     "ctvit.adversarial=True",
     "ctvit.discriminator_base_dim=2",
@@ -28,29 +30,10 @@ ADVERSARIAL = [
 ]
 
 
-def bright_balls(grid, describe):
-    """Stands in for the phantom's renderer, which takes seconds to compile."""
-    z, y, x = (
-        axis.reshape(-1, *[1] * n) for axis, n in zip(grid.axes_mm(), (2, 1, 0), strict=True)
-    )
-
-    def volume(case):
-        radius = 60 + 10 * (case % 9)
-        return np.where(z**2 + y**2 + x**2 < radius**2, 40, -900).astype(np.int16)
-
-    return volume
-
-
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    with quick_compilation(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "renderer", bright_balls)
+    with quick_compilation():
         yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("run")
 
 
 def run(folder, stage, sources=(), overrides=()):
@@ -61,6 +44,7 @@ def run(folder, stage, sources=(), overrides=()):
     arguments += [
         "loop.mesh=[1, 1, 1]",
         "loop.checkpoint_every=0",
+        BALLS,
         f"data.folder={folder / 'pool'}",
         *overrides,
     ]
@@ -68,10 +52,36 @@ def run(folder, stage, sources=(), overrides=()):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.long
-def test_stages_learn_and_make_a_model_folder(folder):
-    ctvit = run(folder, "ctvit", overrides=ADVERSARIAL)
-    steps = [entry for entry in ctvit if "loss" in entry]
+def together(test):
+    """For tests of the runs below: these take minutes, so one worker makes them for all."""
+    return pytest.mark.long(pytest.mark.xdist_group("trained")(test))
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory):
+    """All stages trained and exported, in "folder"; what each stage logged, by its name."""
+    folder = tmp_path_factory.mktemp("run")
+    muon = ["optimizer.algorithm=muon", "optimizer.learning_rate=0.02"]
+    logged = {
+        "folder": folder,
+        "ctvit": run(folder, "ctvit", overrides=ADVERSARIAL),
+        "t5": run(folder, "t5", overrides=muon),
+        "maskgit": run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"]),
+        "superres": run(folder, "superres", ["ctvit", "maskgit"]),
+    }
+    sources = [str(folder / stage) for stage in ("ctvit", "maskgit", "superres")]
+    assert export_model.main([*sources, "--out", str(folder / "model")]) == 0
+    return logged
+
+
+@pytest.fixture(scope="module")
+def folder(metrics):
+    return metrics["folder"]
+
+
+@together
+def test_stages_learn_and_make_a_model_folder(metrics, folder):
+    steps = [entry for entry in metrics["ctvit"] if "loss" in entry]
     assert steps[-1]["reconstruction"] < 0.5 * steps[0]["reconstruction"]
     assert {"codebook/usage", "codebook/perplexity", "norm/gradient", "learning_rate"} <= set(
         steps[0]
@@ -80,23 +90,21 @@ def test_stages_learn_and_make_a_model_folder(folder):
     assert [entry["step"] for entry in steps if entry["discriminator"]] == list(range(6, 21, 2))
     assert [entry["step"] for entry in steps if entry["adversarial_weight"]] == list(range(5, 21))
 
-    t5 = run(folder, "t5", overrides=["optimizer.algorithm=muon", "optimizer.learning_rate=0.02"])
+    t5 = metrics["t5"]
     assert t5[-1]["eval/loss"] < 0.8 * t5[0]["loss"]
     assert not (folder / "t5" / "samples").exists()
 
-    maskgit = run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"])
+    maskgit = metrics["maskgit"]
     assert maskgit[-1]["eval/cross_entropy"] < 0.5 * maskgit[0]["cross_entropy"]
     assert maskgit[0]["critic"] > 0
 
-    superres = run(folder, "superres", ["ctvit", "maskgit"])
+    superres = metrics["superres"]
     assert superres[-1]["eval/loss"] < superres[0]["loss"]
     for stage in ("ctvit", "maskgit", "superres"):
         assert {path.name for path in (folder / stage / "samples").iterdir()} == {
             f"0000020_{window}.png" for window in ("raw", "lung", "mediastinal")
         }
 
-    sources = [str(folder / stage) for stage in ("ctvit", "maskgit", "superres")]
-    assert export_model.main([*sources, "--out", str(folder / "model")]) == 0
     model = load_model(folder / "model")
     for part in PARTS:
         assert model.variables(part)["params"]
@@ -111,6 +119,7 @@ def test_a_principal_start_rebuilds_from_the_first_step(tmp_path):
     assert started[0]["reconstruction"] < 0.1 * drawn[0]["reconstruction"]
 
 
+@together
 def test_a_finished_run_is_not_continued(folder):
     before = run(folder, "maskgit", ["ctvit", "t5"], ["maskgit.critic=self"])
     assert before[-1]["step"] == 20
@@ -130,6 +139,12 @@ def test_a_finished_run_is_not_continued(folder):
         (["--config", "configs/tiny.py:maskgit", "--from", "nowhere"], "nowhere"),
         (["--config", "configs/tiny.py:maskgit", "--from", "long" * 100], "File name too long"),
         (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
+        (["--config", "configs/tiny.py:ctvit", "data.source=ct"], "'ct' is none of phantom and"),
+        (["--config", "configs/tiny.py:ctvit", "data.source=nowhere:CTs"], "named 'nowhere'"),
+        (["--config", "configs/tiny.py:ctvit", "data.source=ball_source:CTs"], "attribute 'CTs'"),
+        (["--config", "configs/tiny.py:ctvit", PLAIN, "ctvit.twins=True"], "with other findings"),
+        (["--config", "configs/tiny.py:t5", PLAIN], "has none"),
+        (["--config", "configs/tiny.py:t5", "t5.attributes=3"], "t5.attributes = 3"),
         (["--config", "configs/tiny.py:ctvit", "data.held_out=7"], "fewer than a batch of 8"),
         (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
         (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
@@ -158,7 +173,7 @@ def refused(capsys, folder, *arguments):
     return line
 
 
-CTVIT = ["--config", "configs/tiny.py:ctvit", "loop.mesh=[1, 1, 1]"]
+CTVIT = ["--config", "configs/tiny.py:ctvit", "loop.mesh=[1, 1, 1]", BALLS]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +187,7 @@ CTVIT = ["--config", "configs/tiny.py:ctvit", "loop.mesh=[1, 1, 1]"]
         (["dtype=bfloat16"], ["dtype 'float32' -> 'bfloat16'"]),
     ],
 )
+@together
 def test_what_must_not_change_is_named(folder, capsys, changes, names):
     workdir = folder / "ctvit"
     line = refused(capsys, workdir, *CTVIT, *ADVERSARIAL, *changes)
@@ -180,6 +196,7 @@ def test_what_must_not_change_is_named(folder, capsys, changes, names):
     assert load_parts(workdir).config.ctvit.dim == 16
 
 
+@together
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(folder, capsys):
     pool = f"data.folder={folder / 'pool'}"
     changes = ["optimizer.algorithm=muon", "--accept-changes"]
@@ -187,6 +204,7 @@ def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(folder,
     assert "holds another opt_state" in line
 
 
+@together
 def test_another_stage_is_refused(folder, capsys):
     assert "run of stage ctvit, not t5" in refused(
         capsys, folder / "ctvit", "--config", "configs/tiny.py:t5"
@@ -204,7 +222,7 @@ def test_length_and_rhythm_may_change_with_a_note(tmp_path, capsys):
     assert "note: the run goes on with loop.steps 2 -> 4" in told
     assert "note: the cosine schedule changes with loop.steps" in told
     accepted = [*again, "loop.steps=5", "optimizer.weight_decay=0.1"]
-    arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(tmp_path / "ctvit")]
+    arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(tmp_path / "ctvit"), BALLS]
     arguments += ["loop.mesh=[1, 1, 1]", f"data.folder={tmp_path / 'pool'}", *accepted]
     assert train.main(arguments) == 2
     assert train.main([*arguments, "--accept-changes"]) == 0
@@ -252,6 +270,7 @@ def test_a_stopped_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path, cap
     assert export_model.main(export) == 0
 
 
+@together
 def test_the_same_command_twice_is_refused(folder, capsys):
     with locked(folder / "ctvit"):
         assert train.main([*CTVIT, "--workdir", str(folder / "ctvit")]) == 2
@@ -271,7 +290,7 @@ def strangers(folder, tmp_path_factory):
     return other
 
 
-@pytest.mark.long
+@together
 def test_a_model_of_strangers_is_not_exported(folder, strangers, tmp_path, capsys):
     for networks in (
         [strangers / "ctvit", folder / "maskgit"],
@@ -287,13 +306,15 @@ def test_a_model_of_strangers_is_not_exported(folder, strangers, tmp_path, capsy
     assert "trained with another t5" in capsys.readouterr().err
 
 
+@together
 def test_a_run_does_not_go_on_with_strangers(folder, strangers, capsys):
     sources = ["--from", str(strangers / "ctvit"), "--from", str(folder / "t5")]
-    arguments = ["--config", "configs/tiny.py:maskgit", *sources, "maskgit.critic=self"]
+    arguments = ["--config", "configs/tiny.py:maskgit", *sources, "maskgit.critic=self", BALLS]
     line = refused(capsys, folder / "maskgit", *arguments, "loop.mesh=[1, 1, 1]")
     assert "ctvit " in line and " -> " in line
 
 
+@together
 def test_provenance_goes_through_model_folders(folder, strangers, tmp_path):
     model = load_model(strangers / "model")
     trained = load_parts(folder / "maskgit").provenance
@@ -307,6 +328,7 @@ def test_provenance_goes_through_model_folders(folder, strangers, tmp_path):
     assert load_model(tmp_path / "m").provenance == found
 
 
+@together
 def test_damaged_checkpoints_are_one_line_of_an_export(folder, tmp_path, capsys):
     shutil.copytree(folder / "ctvit", tmp_path / "ctvit")
     path = tmp_path / "ctvit/checkpoints/20"
@@ -340,7 +362,7 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     monkeypatch.setitem(data.MAKERS, "ctvit", maker)
     options = ["data.cases=20", "data.held_out=9", "loop.batch_size=4", "loop.seed=3"]
     config = override(tiny.ctvit(), options)
-    made = data.phantom_data(config, tmp_path, Parts(config.model, {}, None))
+    made = data.stage_data(config, tmp_path, Parts(config.model, {}, None))
     assert asked == [(0, [11, 12, 13, 14]), (0, [15, 16, 17, 18])]
     asked.clear()
     stream = made.batches(5)
@@ -351,7 +373,7 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
 
     asked.clear()  # with twins a case gives two rows
     pairs = override(config, ["ctvit.twins=True"])
-    made = data.phantom_data(pairs, tmp_path, Parts(config.model, {}, None))
+    made = data.stage_data(pairs, tmp_path, Parts(config.model, {}, None))
     assert [len(cases) for _, cases in asked] == [2, 2, 2, 2]
     for step in range(5):
         next(made.batches(step))

@@ -7,7 +7,7 @@
     low-<tag>_00003.npy        int16 HU [256, k, h, w]      k slices as CT-ViT <tag> rebuilds them
     high-<tag>_00003.npy       int16 HU [256, k, H, W]      the same slices at full resolution
 
-Case number i is `sample_case(i)`, its twin has the findings of `twin_description(i)`. A shard is
+Case number i is that of the source, its twin that of `counterfactual()`. A shard is
 written under a temporary name and renamed, and one that exists is not made again, so preparation
 resumes where it stopped.
 """
@@ -16,14 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.phantom.case import Description, case_from_findings
-from data_pipelines.phantom.grid import Grid
-from data_pipelines.phantom.render import render
 from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 
@@ -103,13 +98,3 @@ def _require_same(folder: Path, names: tuple[str, ...], arrays: tuple[Any, ...])
                 f"{shard_path(folder, name, 0)} does not hold what this version would make; "
                 "delete it or choose another data.folder"
             )
-
-
-def renderer(grid: Grid, describe: Callable[[int], Description]) -> Callable[[int], jax.Array]:
-    """Function case number -> int16 HU [d, h, w]; `describe` says what is wrong with the case."""
-
-    def volume(case: int) -> jax.Array:
-        anatomy = case_from_findings(case, *describe(case)).anatomy
-        return jnp.round(render(anatomy, grid)).astype(jnp.int16)
-
-    return volume

@@ -1,11 +1,15 @@
-"""Order and content of phantom batches, and the pool of prepared cases."""
+"""Order and content of batches, and the shards of prepared cases."""
 
 import numpy as np
 import pytest
 
-from data_pipelines.phantom import batches, pool
+from data_pipelines import batches, shards
 from data_pipelines.phantom.report_parser import parse_report
+from data_pipelines.phantom.source import PhantomSource
 from gct_jax.errors import ConfigError
+from gct_jax.training.config import DataConfig
+
+SOURCE = PhantomSource(DataConfig(cases=20, held_out=4))
 
 
 def test_every_case_comes_once_per_epoch_in_an_order_of_its_own():
@@ -49,38 +53,38 @@ def test_intensity_is_clipped_thousandths_of_hu():
 
 
 def test_report_varies_with_the_step_and_states_the_same_findings():
-    texts = {batches.report(11, 0, step) for step in range(6)}
+    texts = {batches.report(SOURCE, 11, 0, step) for step in range(6)}
     assert len(texts) > 1
-    assert texts == {batches.report(11, 0, step) for step in range(6)}
+    assert texts == {batches.report(SOURCE, 11, 0, step) for step in range(6)}
     found = [{finding.name for finding in parse_report(text).findings} for text in texts]
     assert all(names == found[0] for names in found)
 
 
 def test_pool_resumes_and_reads_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "SHARD", 3)
+    monkeypatch.setattr(shards, "SHARD", 3)
     made = []
 
     def make(case):
         made.append(case)
         return np.full((2, 2), case, np.int16), np.float32(case) / 2
 
-    pool.prepare(tmp_path, ("a", "b"), 7, make)
+    shards.prepare(tmp_path, ("a", "b"), 7, make)
     assert made == list(range(7))
-    pool.shard_path(tmp_path, "b", 1).unlink()
-    pool.prepare(tmp_path, ("a", "b"), 7, make)
+    shards.shard_path(tmp_path, "b", 1).unlink()
+    shards.prepare(tmp_path, ("a", "b"), 7, make)
     assert made[7:] == [0, 3, 4, 5]  # case 0 to see that the folder is this version's
-    pool.prepare(tmp_path, ("a", "b"), 8, make)
+    shards.prepare(tmp_path, ("a", "b"), 8, make)
     assert made[11:] == [0, 6, 7]
-    a, b = pool.Shards(tmp_path, "a"), pool.Shards(tmp_path, "b")
+    a, b = shards.Shards(tmp_path, "a"), shards.Shards(tmp_path, "b")
     for case in (0, 4, 6, 7):
         np.testing.assert_array_equal(a(case), np.full((2, 2), case))
         assert b(case) == case / 2
 
 
 def test_pool_of_another_version_is_refused(tmp_path):
-    pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
     with pytest.raises(ConfigError, match=r"a_00000\.npy does not hold"):
-        pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case + 9, np.int16),))
+        shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case + 9, np.int16),))
 
 
 def test_slices_of_a_batch_belong_together():
@@ -90,6 +94,7 @@ def test_slices_of_a_batch_belong_together():
     }
     high = {case: np.kron(array, np.ones((1, 2, 2), np.int16)) for case, array in low.items()}
     batch = batches.slice_batch(
+        SOURCE,
         low.__getitem__,
         high.__getitem__,
         lambda texts: np.zeros((len(texts), 5), np.int32),
@@ -104,10 +109,10 @@ def test_slices_of_a_batch_belong_together():
 
 @pytest.mark.parametrize("content", [b"", b"half", None])
 def test_a_damaged_shard_is_made_again(tmp_path, content):
-    pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
-    path = pool.shard_path(tmp_path, "a", 0)
+    shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    path = shards.shard_path(tmp_path, "a", 0)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    pool.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
     assert path.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""Endless batches of phantom cases for the three training stages.
+"""Endless batches of a source's cases for the training stages.
 
 Batch s of a run is a function of (seed, s) alone, so a resumed run continues its data by knowing
 its step. Over n cases, sample position p = s * batch + row is entry p mod n of the permutation of
@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from data_pipelines.phantom.attributes import report_attributes
-from data_pipelines.phantom.case import Description, sample_description
-from data_pipelines.phantom.report import write_report
+from data_pipelines.source import Source
 
 Arrays = Callable[[int], np.ndarray | jax.Array]  # case number -> array
-Describe = Callable[[int], Description]
+EncodeText = Callable[[list[str]], np.ndarray]
 Batch = dict[str, np.ndarray]
 
 
@@ -61,36 +59,35 @@ def stream(
         step += 1
 
 
-def volume_batch(sources: Sequence[Arrays], cases: list[int]) -> Batch:
+def volume_batch(volumes: Sequence[Arrays], cases: list[int]) -> Batch:
     """{'volume': float32 [b, d, h, w, 1]} from functions case -> HU [d, h, w], a row for each."""
-    rows = [unit_intensity(volumes(case)) for case in cases for volumes in sources]
+    rows = [unit_intensity(of(case)) for case in cases for of in volumes]
     return {"volume": np.stack(rows)}
 
 
 def token_batch(
-    sources: Sequence[tuple[Arrays, Describe]],
-    encode_text: Callable[[list[str]], np.ndarray],
+    sources: Sequence[tuple[Arrays, Source]],
+    encode_text: EncodeText,
     seed: int,
     step: int,
     cases: list[int],
 ) -> Batch:
     """{'token_ids': int32 [b, t, h, w], 'text_ids': int32 [b, l]}; a new wording each time.
 
-    Each case gives one row per source; a source is the function case -> tokens and that from the
-    case to what its report says.
+    Each case gives one row per pair of a function case -> tokens and the source of its report.
     """
-    rows = [(case, *source) for case in cases for source in sources]
-    texts = [report(case, seed, step, describe) for case, _, describe in rows]
+    rows = [(case, *pair) for case in cases for pair in sources]
     return {
         "token_ids": np.stack([tokens(case) for case, tokens, _ in rows]).astype(np.int32),
-        "text_ids": encode_text(texts),
+        "text_ids": encode_text([report(source, case, seed, step) for case, _, source in rows]),
     }
 
 
 def slice_batch(
+    source: Source,
     low: Arrays,
     high: Arrays,
-    encode_text: Callable[[list[str]], np.ndarray],
+    encode_text: EncodeText,
     seed: int,
     step: int,
     cases: list[int],
@@ -102,21 +99,20 @@ def slice_batch(
     return {
         "low_res": np.stack([unit_intensity(low(case)[i]) for case, i in picked]),
         "high_res": np.stack([unit_intensity(high(case)[i]) for case, i in picked]),
-        "text_ids": encode_text([report(case, seed, step) for case in cases]),
+        "text_ids": encode_text([report(source, case, seed, step) for case in cases]),
     }
 
 
 def report_batch(
-    encode_text: Callable[[list[str]], np.ndarray], seed: int, step: int, cases: list[int]
+    source: Source, encode_text: EncodeText, seed: int, step: int, cases: list[int]
 ) -> Batch:
-    """{'text_ids': int32 [b, l], 'attributes': int32 [b, a] of `attributes.report_attributes`}."""
-    texts = [report(case, seed, step) for case in cases]
-    return {
-        "text_ids": encode_text(texts),
-        "attributes": np.stack([report_attributes(text) for text in texts]),
-    }
+    """{'text_ids': int32 [b, l], 'attributes': int32 [b, a] of the source}."""
+    texts = [report(source, case, seed, step) for case in cases]
+    attributes = [source.attributes(case, text) for case, text in zip(cases, texts, strict=True)]
+    known = [found for found in attributes if found is not None]
+    return {"text_ids": encode_text(texts), "attributes": np.stack(known)}
 
 
-def report(case: int, seed: int, step: int, describe: Describe = sample_description) -> str:
-    """A report of case number `case` in a wording drawn for this step."""
-    return write_report(describe(case), np.random.default_rng([case, seed, step]))
+def report(source: Source, case: int, seed: int, step: int) -> str:
+    """A report of a case in a wording drawn for this step."""
+    return source.report(case, np.random.default_rng([case, seed, step]))

@@ -1,0 +1,69 @@
+"""Where cases come from: the one seam between a data set and everything that trains or evaluates.
+
+A source is a Python class in a file of its own and a row of `SOURCES`; one that lives elsewhere is
+named as "MODULE:CLASS" in `data.source`. It is built with the `DataConfig`.
+"""
+
+import importlib
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from gct_jax.errors import ConfigError
+from gct_jax.training.config import DataConfig
+from gct_jax.volumes.grid import Grid
+
+SOURCES = {"phantom": "data_pipelines.phantom.source:PhantomSource"}
+TRAINING, HELD_OUT = "training", "held_out"
+
+
+class Source(Protocol):
+    """Cases 0 ... `cases` - 1. What a method returns depends on its arguments alone.
+
+    Attributes:
+      cases: how many there are.
+    """
+
+    cases: int
+
+    def volume_hu(self, case: int, grid: Grid) -> Any:
+        """The CT on a grid: int16 [depth, height, width] in HU, an array of NumPy or JAX."""
+
+    def report(self, case: int, rng: np.random.Generator) -> str:
+        """The report; a source that knows several wordings draws one."""
+
+    def labels(self, case: int) -> np.ndarray | None:
+        """int8 [18], 1 where an abnormality is present, in CT-RATE's order; None: not known."""
+
+    def attributes(self, case: int, report: str) -> np.ndarray | None:
+        """int32 [any], class numbers that a text encoder can learn to read from this wording, -1
+        where it is silent; None: the source knows none. The labels will do."""
+
+    def patient(self, case: int) -> str:
+        """Whose CT it is: splits and intervals go by patient."""
+
+    def split(self, case: int) -> str:
+        """`TRAINING` or `HELD_OUT`."""
+
+    def counterfactual(self) -> "Source | None":
+        """The same patients with other findings, case by case; None: there are none."""
+
+
+def open_source(data: DataConfig) -> Source:
+    """The source that a configuration names.
+
+    Raises:
+      ConfigError: an unknown name, or what the source says of its options.
+    """
+    path = SOURCES.get(data.source, data.source)
+    module, colon, name = path.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"data.source = {data.source!r} is none of {', '.join(SOURCES)} and not of the form "
+            "MODULE:CLASS"
+        )
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"data.source = {data.source!r}: {error}") from None
+    return cast(Source, build(data))
