@@ -24,6 +24,14 @@ from jax.interpreters import ad, batching, mlir
 
 Function = Callable[..., jax.Array]
 
+_functions: dict[Primitive, Function] = {}
+
+
+def expansion(primitive: Primitive) -> Function | None:
+    """What a primitive of `bilinear` computes, a function of its operands and parameters, for tools
+    that read jaxprs; None for any other primitive."""
+    return _functions.get(primitive)
+
 
 def bilinear(name: str, f: Function, of_x: Function, of_w: Function) -> Function:
     """f as a function (x, w, **static) with the adjoints of equation (1).
@@ -62,6 +70,7 @@ def bilinear(name: str, f: Function, of_x: Function, of_w: Function) -> Function
 
 def _primitive(name: str, function: Function) -> Primitive:
     primitive = Primitive(name)
+    _functions[primitive] = function
 
     def abstract(*arguments: Any, **static: Any) -> ShapedArray:
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]

@@ -4,12 +4,15 @@ Only matrix products and convolutions count, two operations per multiply-add, as
 FLOP utilisation. A compiler's own figure will not do: it counts the body of a loop once.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
+
+from gct_jax.kernels.bilinear import expansion
 
 
 class Flops(NamedTuple):
@@ -44,7 +47,7 @@ def _count(jaxpr: core.Jaxpr) -> Flops:
         elif name == "conv_general_dilated":
             total = total.plus(Flops(convolution=_convolution(equation)))
         else:
-            inner = [_count(body) for body in _bodies(equation.params)]
+            inner = [_count(body) for body in _bodies(equation)]
             if name == "cond":
                 inner = [max(inner, key=lambda flops: flops.total)]
             turns = equation.params["length"] if name == "scan" else 1
@@ -53,8 +56,13 @@ def _count(jaxpr: core.Jaxpr) -> Flops:
     return total
 
 
-def _bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    for value in params.values():
+def _bodies(equation: Any) -> Iterator[core.Jaxpr]:
+    function = expansion(equation.primitive)
+    if function is not None:
+        operands = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+        yield jax.make_jaxpr(functools.partial(function, **equation.params))(*operands).jaxpr
+        return
+    for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, core.ClosedJaxpr):
                 yield item.jaxpr

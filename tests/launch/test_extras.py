@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 CALLS = {
     "train": ["--config", "configs/tiny.py:ctvit", "--workdir", "w"],
     "export_model": ["w", "--out", "m"],
-    "evaluate_demo": ["--out", "m"],
-    "superres_study": ["--out", "m"],
+    "demo.evaluate": ["--out", "m"],
+    "studies.superres": ["--out", "m"],
     "tpu_compile": [],
     "benchmark.__main__": ["--no-peers", "--out", "m"],
 }
