@@ -15,14 +15,15 @@ import numpy as np
 
 from gct_jax import __version__
 from gct_jax.config import ModelConfig
-from gct_jax.errors import InputError, ModelFolderError
+from gct_jax.errors import InputError
 from gct_jax.kernels.portions import best_dtype, watching_costs_nothing
 from gct_jax.model_folder import Model
 from gct_jax.notes import Note, warn
+from gct_jax.parts import require_part
 from gct_jax.random_keys import GENERATOR, require_seed
 from gct_jax.sampling import cascade
 from gct_jax.sampling.cascade import Generated, Progress, Settings
-from gct_jax.text import TokenizedText
+from gct_jax.text import TokenizedText, pad_ids
 from gct_jax.volumes.ct import CT
 from gct_jax.volumes.grid import Grid, Shape
 from gct_jax.volumes.intensity import from_unit
@@ -167,8 +168,8 @@ def read_prompt(model: Model, prompt: str) -> TokenizedText:
       InputError: nothing of the prompt can be read.
       ModelFolderError: the model has no text encoder.
     """
-    if model.tokenizer is None or model.config.t5 is None:
-        raise ModelFolderError(f"model '{model.config.name}' has no part 't5'")
+    require_part(model.config, "t5")
+    assert model.tokenizer and model.config.t5  # as load_model sees to
     return model.tokenizer.encode(prompt, model.config.t5.max_length)
 
 
@@ -179,12 +180,9 @@ def text_ids(model: Model, prompts: Sequence[str]) -> np.ndarray:
       InputError: nothing of a prompt can be read.
       ModelFolderError: the model has no text encoder.
     """
-    texts = [read_prompt(model, prompt) for prompt in prompts]
+    rows = [read_prompt(model, prompt).ids for prompt in prompts]
     assert model.config.t5 is not None  # read_prompt has looked
-    padded = np.zeros((len(texts), model.config.t5.max_length), np.int32)
-    for row, text in zip(padded, texts, strict=True):
-        row[: len(text.ids)] = text.ids
-    return padded
+    return pad_ids(rows, model.config.t5.max_length)
 
 
 def _notes(

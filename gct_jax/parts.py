@@ -24,6 +24,12 @@ def has_part(config: ModelConfig, part: str) -> bool:
     return getattr(config, CONFIG_FIELD[part]) is not None
 
 
+def require_part(config: ModelConfig, part: str) -> None:
+    """Raise ModelFolderError unless the model described by `config` contains `part`."""
+    if not has_part(config, part):
+        raise ModelFolderError(f"model '{config.name}' has no part '{part}'")
+
+
 def build_part(config: ModelConfig, part: str, dtype: Any = jnp.float32, **attributes: Any) -> Any:
     """The Flax module of one part, computing in `dtype`.
 
@@ -33,8 +39,7 @@ def build_part(config: ModelConfig, part: str, dtype: Any = jnp.float32, **attri
     Raises:
       ModelFolderError: the model has no such part.
     """
-    if not has_part(config, part):
-        raise ModelFolderError(f"model '{config.name}' has no part '{part}'")
+    require_part(config, part)
     fields = module_fields(getattr(config, CONFIG_FIELD[part]))
     return _module_class(part)(**fields, dtype=dtype, **attributes)
 
@@ -87,8 +92,7 @@ def _example_inputs(config: ModelConfig, part: str) -> tuple[tuple, dict[str, An
     if part == "t5":
         return (jnp.zeros((1, 1), jnp.int32),), {}
     unet = config.unet
-    if unet is None:
-        raise ModelFolderError(f"model '{config.name}' has no part '{part}'")
+    assert unet is not None  # build_part has looked
     size = 2 ** len(unet.dim_mults)
     image = jnp.zeros((1, size, size, unet.channels))
     keywords: dict[str, Any] = {}

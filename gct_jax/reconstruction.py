@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gct_jax.config import CTViTConfig, ModelConfig
-from gct_jax.errors import InputError, ModelFolderError
-from gct_jax.generation import computation_dtype, prompt_notes, read_prompt, text_ids
+from gct_jax.errors import InputError
+from gct_jax.generation import computation_dtype, prompt_notes, read_prompt
 from gct_jax.model_folder import Model
-from gct_jax.models.ctvit import CTViT, patch_sides, token_grid
+from gct_jax.models.ctvit import CTViT, covering_slice_count, patch_sides, slice_count, token_grid
 from gct_jax.notes import Note, warn
-from gct_jax.parts import build_part, has_part
+from gct_jax.parts import build_part, require_part
 from gct_jax.random_keys import random_key, require_seed
 from gct_jax.runtime.numerics import fixed_numerics
 from gct_jax.sampling import cascade
 from gct_jax.sampling.cascade import Progress
+from gct_jax.text import pad_ids
 from gct_jax.volumes.ct import CT
 from gct_jax.volumes.grid import Grid, Spacing, by
 from gct_jax.volumes.intensity import from_unit, to_unit
@@ -42,8 +43,7 @@ def covering_grid(config: ModelConfig, grid: Grid) -> Grid:
     own, patch = config.volume, _require_ctvit(config).temporal_patch_size
     depth_mm, height_mm, width_mm = np.multiply(grid.shape, grid.spacing_mm).tolist()
     # 1e-6: a field of exactly the model's length shall not gain slices by rounding
-    slices = math.ceil(depth_mm / own.slice_spacing_mm - 1e-6)
-    slices = 1 + math.ceil((slices - 1) / patch) * patch
+    slices = covering_slice_count(math.ceil(depth_mm / own.slice_spacing_mm - 1e-6), patch)
     if slices > MOST_SLICES:
         raise InputError(
             f"the CT is {depth_mm:,.0f} mm long, which asks for {slices:,} slices of "
@@ -139,8 +139,7 @@ def super_resolve(
     """
     config = model.config
     require_seed(seed)
-    if not has_part(config, "superres"):
-        raise ModelFolderError(f"model '{config.name}' has no part 'superres'")
+    require_part(config, "superres")
     text, grid = read_prompt(model, prompt), covering_grid(config, ct.grid)
     settings = cascade.choose_settings(
         config,
@@ -150,7 +149,8 @@ def super_resolve(
     )
     for note in prompt_notes([text]):
         on_note(note)
-    ids = text_ids(model, [prompt])
+    assert config.t5  # read_prompt has looked
+    ids = pad_ids([text.ids], config.t5.max_length)
     with fixed_numerics():
         low = to_unit(resample(ct.volume_hu, ct.spacing_mm, grid.shape, grid.spacing_mm))
         high = cascade.super_resolve(
@@ -170,15 +170,15 @@ def super_resolve(
 
 
 def _require_ctvit(config: ModelConfig) -> CTViTConfig:
-    if config.ctvit is None:
-        raise ModelFolderError(f"model '{config.name}' has no part 'ctvit'")
+    require_part(config, "ctvit")
+    assert config.ctvit
     return config.ctvit
 
 
 def _grid_of_ids(config: ModelConfig, shape: tuple[int, ...]) -> Grid:
     ctvit, own = _require_ctvit(config), config.volume
     height, width = np.multiply(shape[1:], patch_sides(ctvit.patch_size)).tolist()
-    slices = 1 + (shape[0] - 1) * ctvit.temporal_patch_size
+    slices = slice_count(shape[0], ctvit.temporal_patch_size)
     spacing_mm: Spacing = (own.slice_spacing_mm, own.pixel_spacing_mm, own.pixel_spacing_mm)
     return Grid.centred((slices, height, width), spacing_mm)
 

@@ -109,11 +109,15 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> np.ndarray:
         """Int32 [len(texts), max_length], padded with 0; longer texts are cut."""
-        batch = np.full((len(texts), max_length), PAD_ID, np.int32)
-        for row, text in zip(batch, texts, strict=True):
-            ids = self.read(text, max_length).ids
-            row[: len(ids)] = ids
-        return batch
+        return pad_ids([self.read(text, max_length).ids for text in texts], max_length)
+
+
+def pad_ids(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Ids of several texts, each at most `length`: int32 [texts, length], padded with 0."""
+    batch = np.full((len(rows), length), PAD_ID, np.int32)
+    for padded, ids in zip(batch, rows, strict=True):
+        padded[: len(ids)] = ids
+    return batch
 
 
 def train_vocabulary(sentences: Iterable[str], path: str | Path, size: int) -> None:

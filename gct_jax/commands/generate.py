@@ -16,7 +16,6 @@ from gct_jax.runtime.stopping import check, deferred
 if TYPE_CHECKING:
     from gct_jax.volumes.ct import CT
 
-CT_FILES = ("volume.nii.gz", "preview.png", "metadata.json")
 UNITS = {"tokens": "step", "superres": "slice"}
 EXAMPLE = "58 years old female: Large left pleural effusion. Cardiomegaly."
 
@@ -111,6 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write_batch(requests: list[Request], batches: Iterator[list["CT"]]) -> None:
     """Take the next CTs and write the three files of each, all of them or none."""
+    from gct_jax.volumes.ct import CT_FILES
+    from gct_jax.volumes.grid import by
+
     with contextlib.ExitStack() as unfinished:
         # Folders first: one that cannot be written to is found out before the long part.
         writers = []
@@ -121,8 +123,7 @@ def write_batch(requests: list[Request], batches: Iterator[list["CT"]]) -> None:
         for request, ct, (writer, folder) in zip(requests, next(batches), writers, strict=True):
             ct.write_files(folder)
             writer.close()  # moves the files to where they belong
-            size = " x ".join(map(str, ct.volume_hu.shape))
-            spacing = " x ".join(f"{mm:.3g}" for mm in ct.spacing_mm)
+            size, spacing = by(ct.grid.shape), by(ct.spacing_mm)
             path = request.folder / CT_FILES[0]
             print(f"{path}: {size} voxels of {spacing} mm, seed {request.seed}")
 

@@ -175,8 +175,9 @@ def tokenizer_sha256(model: "Model") -> str:
     Raises:
       ModelFolderError: the model has no CT-ViT.
     """
-    if model.config.ctvit is None:
-        raise ModelFolderError(f"model '{model.config.name}' has no part 'ctvit'")
+    from gct_jax.parts import require_part
+
+    require_part(model.config, "ctvit")
     digest = hashlib.sha256(json.dumps(to_dict(model.config.ctvit), sort_keys=True).encode())
     with (model.folder / "ctvit.safetensors").open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -12,6 +12,7 @@ token depends on its own and earlier slices only, in both directions; published 
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -73,6 +74,11 @@ def token_grid(
 def slice_count(frames: int, temporal_patch_size: int) -> int:
     """Slices that `frames` token frames decode to."""
     return 1 + (frames - 1) * temporal_patch_size
+
+
+def covering_slice_count(slices: int, temporal_patch_size: int) -> int:
+    """The smallest allowed number of slices that is at least `slices`."""
+    return slice_count(1 + math.ceil((slices - 1) / temporal_patch_size), temporal_patch_size)
 
 
 def nearest_slice_count(slices: int, temporal_patch_size: int) -> int:

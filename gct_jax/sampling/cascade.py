@@ -10,7 +10,6 @@ The random key of a volume is key(seed); stage i draws from fold_in(key, i).
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from gct_jax.sampling.programs import (
 )
 from gct_jax.sampling.superres import super_resolve_slices
 from gct_jax.sampling.token_decoding import DecodingPlan, initial_state
+from gct_jax.text import pad_ids
 
 # Called with a stage ("tokens" or "superres"), the number of finished steps or slices, and of all.
 Progress = Callable[[str, int, int], None]
@@ -111,8 +111,8 @@ def require_generator(config: ModelConfig, superres: bool) -> None:
     """Raise ModelFolderError unless the model has every part that generation needs."""
     for part in ("t5", "maskgit", "ctvit", *(["superres"] if superres else [])):
         if not has_part(config, part):
-            hint = "; it can generate without (superres=False, --no-superres)"
-            hint = hint if part == "superres" else ""
+            without = "; it can generate without (superres=False, --no-superres)"
+            hint = without if part == "superres" else ""
             raise ModelFolderError(f"model '{config.name}' has no part '{part}'{hint}")
 
 
@@ -127,10 +127,10 @@ def fitting_slices(config: ModelConfig, asked: int) -> int:
     if asked < 1:
         raise InputError(f"{asked} slices cannot be generated; ask for at least 1")
     patch = ctvit.temporal_patch_size
-    fitting = 1 + math.ceil((asked - 1) / patch) * patch
+    fitting = tokenizer.covering_slice_count(asked, patch)
     _, height, width = token_grid(config, 1)
     frames = maskgit.max_sequence_length // (height * width)
-    most = 1 + (frames - 1) * patch
+    most = tokenizer.slice_count(frames, patch)
     if fitting > most:
         raise InputError(
             f"{asked} slices are more than model '{config.name}' holds: at most {most}"
@@ -239,9 +239,7 @@ def sample_low_resolution(
     assert config.t5
     count = len(text_ids)
     rows = np.minimum(np.arange(max(room, count)), count - 1)
-    padded = np.zeros((count, config.t5.max_length), np.int32)
-    for row, ids in zip(padded, text_ids, strict=True):
-        row[: len(ids)] = ids
+    padded = pad_ids(text_ids, config.t5.max_length)
     stage_keys = jnp.stack([jax.random.fold_in(keys[i], TOKEN_STAGE) for i in rows])
     variables = {part: model.variables(part) for part in ("t5", "maskgit", "ctvit")}
     program = sampling_program(config, settings)

@@ -126,8 +126,8 @@ def tilt_degrees(affine: np.ndarray) -> float:
     return float(np.degrees(np.arccos(cosines.clip(0, 1)).max()))
 
 
-def by(values: tuple) -> str:
+def by(values: tuple, digits: int = 3) -> str:
     """For people: (9.0, 5.625) as "9 x 5.62"."""
     return " x ".join(
-        f"{value:.3g}" if isinstance(value, float) else str(value) for value in values
+        f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in values
     )

@@ -32,6 +32,7 @@ from gct_jax.volumes.grid import (
     Spacing,
     affine_about,
     affine_spacing,
+    by,
     centred_affine,
     grid_centre,
     is_orthogonal,
@@ -142,7 +143,7 @@ def read_volume(
         notes.append(f"it states no orientation; its axes were taken for {axes}, as nibabel does")
     if spacing_mm is not None:
         notes.append(
-            f"spacing {_by(spacing_mm)} mm as stated, instead of {_by(affine_spacing(affine))}"
+            f"spacing {by(spacing_mm, 4)} mm as stated, instead of {by(affine_spacing(affine), 4)}"
         )
         steps = affine[:3, :3] / affine_spacing(affine) * spacing_mm
         affine = affine_about(grid_centre(affine, volume.shape), steps, volume.shape)
@@ -182,7 +183,7 @@ def _voxels(path: Path) -> np.ndarray:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 2:
-        raise InputError(f"{path}: shape {_by(image.shape)} is not one 3-D volume")
+        raise InputError(f"{path}: shape {by(image.shape, 4)} is not one 3-D volume")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: voxels of type {image.get_data_dtype()} are not a CT")
     return image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
@@ -197,7 +198,7 @@ def _upright(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
 
     note = (
         f"its axes are sheared by up to {shear_mm(affine, volume.shape):.1f} mm; resampled to "
-        f"{_by(new_shape)} voxels of {_by(affine_spacing(new_affine))} mm on orthogonal axes"
+        f"{by(new_shape, 4)} voxels of {by(affine_spacing(new_affine), 4)} mm on orthogonal axes"
     )
     resampled = resample_to_affine(volume, affine, new_affine, new_shape, fill=LOWEST_HU)
     return np.asarray(resampled), new_affine, (note,)
@@ -273,9 +274,3 @@ def write_placed_volume(
     header["qform_code"] = header["sform_code"] = form_code
     with replace_when_done(path) as temporary:
         nib.save(nib.Nifti1Image(stored, None, header), temporary)
-
-
-def _by(values: tuple) -> str:
-    return " x ".join(
-        f"{value:.4g}" if isinstance(value, float) else str(value) for value in values
-    )
