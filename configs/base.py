@@ -42,7 +42,7 @@ def ctvit() -> TrainConfig:
             steps=100_000, batch_size=4, eval_every=1000, sample_every=1000, checkpoint_every=1000
         ),
         data=DataConfig(cases=50_000, held_out=64),
-        recompute=True,
+        remat=True,
         ctvit=CTViTTraining(adversarial=True, perceptual_weight=1.0),
     )
 
@@ -60,8 +60,8 @@ def maskgit() -> TrainConfig:
             steps=4_000_000, batch_size=8, eval_every=2000, sample_every=2000, checkpoint_every=2000
         ),
         data=DataConfig(cases=50_000, held_out=64),
-        recompute=True,
-        maskgit=MaskGitTraining(text_drop=0.25, gradient_shrink=0.1),
+        remat=True,
+        maskgit=MaskGitTraining(text_drop=0.25, scale_gradient=0.1),
     )
 
 
@@ -76,6 +76,6 @@ def superres() -> TrainConfig:
             steps=500_000, batch_size=64, eval_every=2000, sample_every=5000, checkpoint_every=2000
         ),
         data=DataConfig(cases=50_000, held_out=64),
-        recompute=True,
+        remat=True,
         superres=SuperResTraining(text_drop=0.1),
     )

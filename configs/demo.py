@@ -41,7 +41,7 @@ from gct_jax.training.config import (
 
 
 def model() -> ModelConfig:
-    """Sizes of every part."""
+    """Sizes of every component."""
     return ModelConfig(
         name="demo",
         description="Trained on the phantom of data_pipelines.phantom; not for medical use.",
@@ -68,7 +68,7 @@ def model() -> ModelConfig:
         t5=T5Config(
             vocab_size=1024, dim=128, depth=3, heads=4, dim_head=32, mlp_dim=256, max_length=72
         ),
-        unet=UNetConfig(
+        superres=UNetConfig(
             dim=16,
             dim_mults=(1, 2, 4),
             num_resnet_blocks=(1, 1, 1),
@@ -93,7 +93,7 @@ def model() -> ModelConfig:
             # Closer to the phantom than 25 steps, sharper than fewer: configs/superres_study.md.
             superres_steps=6,
             superres_solver="ancestral",
-            superres_noise_depth_mm=36.0,
+            superres_noise_correlation_mm=36.0,
         ),
     )
 
@@ -123,20 +123,17 @@ def ctvit() -> TrainConfig:
         ),
         data=DataConfig(cases=2048, held_out=32),
         # A short memory: the encoder moves fast at first, and unused codes must be free again soon.
-        # A `lung_weight` of 1 costs 0.6 dB of the whole and brings no further finding out; 4,096
-        # codes after a `principal_start` gain 0.3 dB, want a sampling temperature of 4 and bring
-        # no further finding out either. Twice the tokens (`temporal_patch_size` 2) after such a
-        # start rebuild 0.7 dB better in 900 steps, but MaskGIT's steps then take 2.6 times as long,
-        # and in the 90 minutes its volumes follow the prompt no better. (All this was measured
-        # while the phantom's ground glass and consolidation had two patches instead of four.)
+        # A `lung_weight` of 1 costs 0.6 dB of the whole and brings no further finding out.
+        # (This was measured while the phantom's ground glass and consolidation had two patches
+        # instead of four.)
         ctvit=CTViTTraining(
             commitment_weight=0.02,
             soft_tissue_weight=0.05,
             codebook_decay=0.9,
             dead_code_threshold=0.1,
             continuous_steps=100,
-            twins=True,
-            twin_weight=6.0,
+            counterfactual_pairs=True,
+            counterfactual_weight=6.0,
         ),
     )
 
@@ -188,7 +185,10 @@ def maskgit() -> TrainConfig:
         ),
         data=DataConfig(cases=2048, held_out=32),
         maskgit=MaskGitTraining(
-            train_text_encoder=True, text_encoder_rate=0.02, twins=True, twin_weight=5.0
+            train_text_encoder=True,
+            text_encoder_rate=0.02,
+            counterfactual_pairs=True,
+            counterfactual_weight=5.0,
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The smallest model that has every part: 5 slices of 16 x 16, super-resolved to 32 x 32. For tests
+"""The smallest model that can generate: 5 slices of 16 x 16, super-resolved to 32 x 32. For tests
 and for trying the commands in a minute; its volumes show nothing.
 
     python -m launch.train --config configs/tiny.py:ctvit --workdir out/tiny/ctvit
@@ -32,7 +32,7 @@ from gct_jax.training.config import (
 
 
 def model() -> ModelConfig:
-    """Sizes of every part."""
+    """Sizes of every component."""
     return ModelConfig(
         name="tiny",
         volume=VolumeConfig(slices=5, image_size=16, slice_spacing_mm=60.0, pixel_spacing_mm=22.5),
@@ -58,7 +58,7 @@ def model() -> ModelConfig:
         t5=T5Config(
             vocab_size=128, dim=16, depth=1, heads=2, dim_head=8, mlp_dim=16, max_length=48
         ),
-        unet=UNetConfig(
+        superres=UNetConfig(
             dim=8,
             dim_mults=(1,),
             num_resnet_blocks=(1,),

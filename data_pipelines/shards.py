@@ -1,13 +1,13 @@
 """A folder of prepared cases, so that training does not share its processor with the renderer.
 
     volumes_00003.npy          int16 HU [256, d, h, w]      cases 768 ... 1023
-    twins_00003.npy            int16 HU [256, d, h, w]      the same patients, other findings
+    counterfactual-volumes_00003.npy                        the same patients, other findings
     tokens-<tag>_00003.npy     unsigned [256, t, h, w]      the same cases, encoded by CT-ViT <tag>
-    twin-tokens-<tag>_00003.npy                             and their twins
+    counterfactual-tokens-<tag>_00003.npy                   and their counterfactuals
     low-<tag>_00003.npy        int16 HU [256, k, h, w]      k slices as CT-ViT <tag> rebuilds them
     high-<tag>_00003.npy       int16 HU [256, k, H, W]      the same slices at full resolution
 
-Case number i is that of the source, its twin that of `counterfactual()`. A shard is
+Case number i is that of the source, its counterfactual that of `counterfactual()`. A shard is
 written under a temporary name and renamed, and one that exists is not made again, so preparation
 resumes where it stopped.
 """

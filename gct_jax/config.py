@@ -9,15 +9,17 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gct_jax.errors import ConfigError
+from gct_jax.notes import Note, warn
 from gct_jax.ranges import Checked, choice, number
 
 T = TypeVar("T")
 
 SUPERRES_SOLVERS = ("ancestral", "dpm++", "sde-dpm++")  # see gct_jax.sampling.diffusion_solvers
 SCHEDULES = ("cosine", "linear")
+CRITIC_NOISE_SCHEDULES = ("fixed", "decay", "increase")
 MOST_STEPS = 100_000
 LARGEST_WEIGHT = 1000.0  # of guidance, and the highest temperature
 LARGEST_SEED = 2**32 - 1
@@ -34,18 +36,30 @@ class VolumeConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class CTViTConfig(Checked):
-    """CT-ViT: see `gct_jax.models.ctvit.CTViT`. `patch_size` is a side, or (height, width).
+class CodecConfig(Checked):
+    """What the cascade knows of a network that turns volumes into tokens and back.
+
+    `kind` is its row in `CODECS`. Slice 0 makes a token frame of its own, every
+    further `temporal_patch_size` slices make one more, of patches of `patch_size`: a side, or
+    (height, width). Token ids are below `codebook_size`.
+    """
+
+    kind: str = choice("ctvit", ("ctvit",), module=False)
+    channels: int = number(1, least=1)
+    codebook_size: int = number(8192, least=1)
+    patch_size: int | tuple[int, int] = number(16, least=1, length=2)
+    temporal_patch_size: int = number(2, least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CTViTConfig(CodecConfig):
+    """CT-ViT: see `gct_jax.models.ctvit.CTViT`.
 
     The last three options are named quirks: published weights need "bidirectional", "interleaved"
     and "both", see `interop/generatect/DIFFERENCES.md`.
     """
 
-    channels: int = number(1, least=1)
     dim: int = number(512, least=1)
-    codebook_size: int = number(8192, least=1)
-    patch_size: int | tuple[int, int] = number(16, least=1, length=2)
-    temporal_patch_size: int = number(2, least=1)
     spatial_depth: int = number(4, least=1)
     temporal_depth: int = number(4, least=1)
     heads: int = number(8, least=1)
@@ -55,10 +69,23 @@ class CTViTConfig(Checked):
     patch_norm: str = choice("output", ("output", "both"))
 
 
+class Codec(NamedTuple):
+    """A kind of codec: the class that describes it, and its Flax module as "MODULE:CLASS".
+
+    The module has `encode` (volume [batch, depth, height, width, channels] in [-1, 1] -> ids int32
+    [batch, t, h, w]), `decode` (the way back), and `__call__`, whose result has a `reconstruction`.
+    """
+
+    config: type[CodecConfig]
+    module: str
+
+
+CODECS = {"ctvit": Codec(CTViTConfig, "gct_jax.models.ctvit:CTViT")}
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskGitConfig(Checked):
-    """MaskGIT and its critics: see `gct_jax.models.maskgit.MaskGit` and
-    `gct_jax.models.critics.TokenCritic`. `context_dim` None: no text conditioning.
+    """MaskGIT: see `gct_jax.models.maskgit.MaskGit`. `context_dim` None: no text conditioning.
     `ff_dim` None: feed-forward layers of floor(8 dim / 3) hidden units."""
 
     num_tokens: int = number(8192, least=1)
@@ -69,6 +96,14 @@ class MaskGitConfig(Checked):
     heads: int = number(8, least=1)
     dim_head: int = number(64, least=1)
     ff_dim: int | None = number(None, least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig(MaskGitConfig):
+    """A critic of MaskGIT's tokens, see `gct_jax.models.critics`: `kind` "token" is a network of
+    these sizes, "self" a score on the hidden states of the MaskGIT, whose sizes these are then."""
+
+    kind: str = choice("token", ("token", "self"), module=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +199,14 @@ class UNetConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig(Checked):
-    """Forward process and target size of the super-resolution stage (GenerateCT, section 3.3)."""
+    """Forward process and target size of the super-resolution stage (GenerateCT, section 3.3).
+
+    process: "continuous" time with a noise schedule and an objective, or "elucidated", noise levels
+      and preconditioning of Karras et al. 2022, which has no use for these two and the solver.
+    """
 
     image_size: int = number(512, least=1)
+    process: str = choice("continuous", ("continuous", "elucidated"))
     objective: str = choice("v", ("v", "noise", "x_start"))
     noise_schedule: str = choice("cosine", SCHEDULES)
     low_res_noise_schedule: str = choice("linear", SCHEDULES)
@@ -182,9 +222,13 @@ class SamplingConfig(Checked):
     """How `generate` samples unless its options say otherwise.
 
     superres_solver: see `gct_jax.sampling.diffusion_solvers`.
-    superres_noise_depth_mm: depth over which the noise of the super-resolution turns into an
+    superres_noise_correlation_mm: depth over which the noise of the super-resolution becomes an
       independent one, see `gct_jax.sampling.superres`; 0 makes it independent in each slice.
+    critic_noise, critic_noise_schedule: of a model with a critic, see
+      `gct_jax.sampling.token_decoding`.
     """
+
+    OLD_NAMES = (("superres_noise_depth_mm", "superres_noise_correlation_mm"),)
 
     steps: int = number(18, least=1, most=MOST_STEPS)
     temperature: float = number(0.9, least=0, most=LARGEST_WEIGHT)
@@ -192,20 +236,25 @@ class SamplingConfig(Checked):
     superres_steps: int = number(25, least=1, most=MOST_STEPS)
     superres_guidance: float = number(1.0, least=0, most=LARGEST_WEIGHT)
     superres_solver: str = choice("ancestral", SUPERRES_SOLVERS)
-    superres_noise_depth_mm: float = number(0.0, least=0)
+    superres_noise_correlation_mm: float = number(0.0, least=0)
+    critic_noise: float = number(1.0, least=0)
+    critic_noise_schedule: str = choice("decay", CRITIC_NOISE_SCHEDULES)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Checked):
-    """Everything a model folder's `config.json` records; a part may be absent."""
+    """Everything a model folder's `config.json` records; a component may be absent."""
+
+    OLD_NAMES = (("unet", "superres"),)
 
     name: str = "base"
     description: str = ""
     volume: VolumeConfig = VolumeConfig()
-    ctvit: CTViTConfig | None = CTViTConfig()
+    ctvit: CodecConfig | None = CTViTConfig()
     maskgit: MaskGitConfig | None = MaskGitConfig()
+    critic: CriticConfig | None = None
     t5: T5Config | None = T5Config()
-    unet: UNetConfig | None = UNetConfig()
+    superres: UNetConfig | None = UNetConfig()
     diffusion: DiffusionConfig | None = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
 
@@ -224,19 +273,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Build dataclass `cls` from nested plain values.
+def from_dict(
+    cls: type[T], values: Mapping[str, Any], where: str = "config", on_note: Note = warn
+) -> T:
+    """Build dataclass `cls` from nested plain values; `on_note` is told of fields by old names.
 
     Raises:
       ConfigError: an unknown field or a value of another type, named with its path.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} must be an object with fields, got {values!r}")
+    values = _with_new_names(cls, values, where, on_note)
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ConfigError(f"{where}.{unknown[0]} is unknown; fields are: {', '.join(hints)}")
-    parsed = {name: _parse(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    parsed = {
+        name: _parse(hints[name], value, f"{where}.{name}", on_note)
+        for name, value in values.items()
+    }
     try:
         return cls(**parsed)
     except TypeError as error:  # a required field is absent
@@ -246,18 +301,41 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
         raise ConfigError(str(error).replace(own_name, f"{where}.", 1)) from None
 
 
-def _parse(hint: Any, value: Any, where: str) -> Any:
+def _with_new_names(
+    cls: type, values: Mapping[str, Any], where: str, on_note: Note
+) -> Mapping[str, Any]:
+    renamed = dict(values)
+    for old, new in getattr(cls, "OLD_NAMES", ()):
+        if old not in renamed:
+            continue
+        if new is None:
+            value = renamed.pop(old)
+            on_note(f"{where}.{old} = {value!r} is an option of earlier versions and is ignored")
+        else:
+            if new in renamed:
+                raise ConfigError(f"{where} has both {new} and {old}, its name of earlier versions")
+            renamed[new] = renamed.pop(old)
+            on_note(f"{where}.{old} is called {new} now")
+    return renamed
+
+
+def _parse(hint: Any, value: Any, where: str, on_note: Note) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         hint = member(hint, value)
+    if hint is CodecConfig and isinstance(value, Mapping):
+        kind = value.get("kind", "ctvit")
+        if kind not in CODECS:
+            raise ConfigError(f"{where}.kind = {kind!r} is none of {', '.join(CODECS)}")
+        hint = CODECS[kind].config
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
+        return from_dict(typing.cast(type, hint), value, where, on_note)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} must be a list, got {value!r}")
         item = typing.get_args(hint)[0]
-        return tuple(_parse(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        return tuple(_parse(item, entry, f"{where}[{i}]", on_note) for i, entry in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -273,7 +351,7 @@ def member(union: Any, value: Any) -> Any:
     return (fitting or members)[0]
 
 
-def override(config: T, assignments: list[str]) -> T:
+def override(config: T, assignments: list[str], on_note: Note = warn) -> T:
     """Apply `a.b=value` assignments (values in Python literal form, bare words are strings).
 
     Raises:
@@ -284,14 +362,26 @@ def override(config: T, assignments: list[str]) -> T:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"override {assignment!r} is not of the form name=value")
-        *parents, leaf = path.strip().split(".")
         node: Any = values
+        described: Any = config
+        *parents, leaf = path.strip().split(".")
         for parent in parents:
+            parent = _new_name(described, parent, path, on_note)
             node = node.get(parent) if isinstance(node, dict) else None
+            described = getattr(described, parent, None)
+        leaf = _new_name(described, leaf, path, on_note)
         if not isinstance(node, dict) or leaf not in node:
             raise ConfigError(f"override {path!r}: no such field")
         node[leaf] = literal(text.strip())
-    return from_dict(type(config), values)
+    return from_dict(type(config), values, on_note=on_note)
+
+
+def _new_name(config: Any, name: str, path: str, on_note: Note) -> str:
+    new = dict(getattr(config, "OLD_NAMES", ())).get(name)
+    if new is None:
+        return name
+    on_note(f"override {path!r}: {name} is called {new} now")
+    return new
 
 
 def literal(text: str) -> Any:

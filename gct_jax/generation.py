@@ -4,6 +4,7 @@ The random key of a volume comes from its seed alone. The same prompt, seed, mod
 the same volume on the same kind of device, whatever is generated beside it.
 """
 
+import dataclasses
 import importlib.metadata
 import platform
 import time
@@ -14,15 +15,16 @@ import jax
 import numpy as np
 
 from gct_jax import __version__
+from gct_jax.components import require_component
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError
 from gct_jax.kernels.portions import best_dtype, watching_costs_nothing
 from gct_jax.model_folder import Model
 from gct_jax.notes import Note, warn
-from gct_jax.parts import require_part
 from gct_jax.random_keys import GENERATOR, require_seed
 from gct_jax.sampling import cascade
-from gct_jax.sampling.cascade import Generated, Progress, Settings
+from gct_jax.sampling.cascade import Generated, Progress
+from gct_jax.sampling.settings import Settings, choose_settings
 from gct_jax.text import TokenizedText, pad_ids
 from gct_jax.volumes.ct import CT
 from gct_jax.volumes.grid import Grid, Shape
@@ -76,7 +78,7 @@ def generate(
     Raises:
       InputError: a prompt, seed or option that cannot be used.
       ConfigError: an option outside its range.
-      ModelFolderError: the model lacks a part that generation needs.
+      ModelFolderError: the model lacks a component that generation needs.
     """
     batches = generate_batches(
         model,
@@ -141,7 +143,7 @@ def _settings(
     """The model's settings with the user's in their place, and the slice count asked for."""
     cascade.require_generator(config, options.get("superres", True))
     asked = config.volume.slices if slices is None else slices
-    settings = cascade.choose_settings(
+    settings = choose_settings(
         config,
         slices=cascade.fitting_slices(config, asked),
         dtype=computation_dtype(dtype),
@@ -168,7 +170,7 @@ def read_prompt(model: Model, prompt: str) -> TokenizedText:
       InputError: nothing of the prompt can be read.
       ModelFolderError: the model has no text encoder.
     """
-    require_part(model.config, "t5")
+    require_component(model.config, "t5")
     assert model.tokenizer and model.config.t5  # as load_model sees to
     return model.tokenizer.encode(prompt, model.config.t5.max_length)
 
@@ -231,7 +233,7 @@ def _batches(
         )
         total = round(time.perf_counter() - start, 3)
         common = {
-            **settings._asdict(),
+            **dataclasses.asdict(settings),
             "slices_asked": asked,
             "batch": len(chosen),
             "model": {"name": model.config.name, "sha256": model.sha256},

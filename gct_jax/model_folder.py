@@ -1,13 +1,13 @@
 """Read and write a model folder, the one unit in which models are passed around.
 
-    config.json  ctvit.safetensors  maskgit.safetensors  superres.safetensors  t5.safetensors
-    tokenizer.model  LICENSE  provenance.json
+    config.json  ctvit.safetensors  maskgit.safetensors  critic.safetensors  superres.safetensors
+    t5.safetensors  tokenizer.model  LICENSE  provenance.json
 
 `provenance.json` says which weights the files hold and which were trained together
 (`gct_jax.provenance`); in folders of earlier versions it is absent, and nothing is compared.
 
-A part may be absent if `config.json` says so (null). Tensor names are the path in the variables
-joined by dots: `params.encoder.layers_0.mlp.wo.kernel`, `codebook.quantizer.embedding`.
+A component may be absent if `config.json` says so (null). Tensor names are the path in the
+variables joined by dots: `params.encoder.layers_0.mlp.wo.kernel`, `codebook.quantizer.embedding`.
 """
 
 import hashlib
@@ -26,9 +26,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from gct_jax.components import (
+    abstract_variables,
+    check_components_fit,
+    has_component,
+    present_components,
+)
 from gct_jax.config import ModelConfig, from_dict, to_dict
 from gct_jax.errors import ConfigError, ModelFolderError
-from gct_jax.parts import PARTS, abstract_variables, check_parts_fit, has_part
 from gct_jax.provenance import (
     TOKENIZER,
     Provenance,
@@ -43,7 +48,8 @@ from gct_jax.provenance import (
 from gct_jax.runtime.files import replace_files_when_done
 from gct_jax.text import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 has some fields under older names
 NOTHING_KNOWN = Provenance()
 WEIGHT_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -71,31 +77,32 @@ class Model:
         self._file_hashes = dict(file_hashes or {})
         self._variables: dict[str, dict[str, Any]] = {}
 
-    def variables(self, part: str) -> dict[str, Any]:
-        """Variables of one of `PARTS` as float32 arrays on the default device.
+    def variables(self, component: str) -> dict[str, Any]:
+        """Variables of a component as float32 arrays on the default device.
 
         Raises:
-          ModelFolderError: the part is absent, or its file is damaged or not the one that the
+          ModelFolderError: the component is absent, or its file is damaged or not the one that the
             folder was written with.
         """
-        if part not in self._variables:
-            path = _weight_path(self.folder, self.config, part)
-            require_same_file(path, self._file_hashes.get(part))
+        if component not in self._variables:
+            path = _weight_path(self.folder, self.config, component)
+            require_same_file(path, self._file_hashes.get(component))
             with _open_weights(path) as file:
                 flat = {
                     name: jnp.asarray(file.get_tensor(name).astype(np.float32))
                     for name in file.keys()  # noqa: SIM118 - an open file, not a dict
                 }
-            self._variables[part] = unflatten_dict(flat, sep=".")
-        return self._variables[part]
+            self._variables[component] = unflatten_dict(flat, sep=".")
+        return self._variables[component]
 
     @cached_property
     def provenance(self) -> Provenance:
         """Identities of the networks and the vocabulary, recorded or else computed."""
-        parts = [part for part in PARTS if has_part(self.config, part)]
+        components = present_components(self.config)
         identities = {
-            part: self._recorded.identities.get(part) or identity(self.variables(part))
-            for part in parts
+            component: self._recorded.identities.get(component)
+            or identity(self.variables(component))
+            for component in components
         }
         if self.tokenizer is not None:
             identities[TOKENIZER] = bytes_identity(self.tokenizer.model_bytes)
@@ -105,8 +112,8 @@ class Model:
     def sha256(self) -> str:
         """Hash over the bytes of every file that decides what the model computes."""
         digest = hashlib.sha256()
-        parts = [part for part in PARTS if has_part(self.config, part)]
-        names = ["config.json", *(f"{part}.safetensors" for part in parts)]
+        components = present_components(self.config)
+        names = ["config.json", *(f"{component}.safetensors" for component in components)]
         names += ["tokenizer.model"] if self.tokenizer else []
         for name in names:
             with (self.folder / name).open("rb") as file:
@@ -128,9 +135,8 @@ def load_model(folder: str | Path | None = None) -> Model:
     if not folder.is_dir():
         raise ModelFolderError(f"there is no model folder {folder}")
     config = _read_config(folder / "config.json")
-    for part in PARTS:
-        if has_part(config, part):
-            _check_weights(_weight_path(folder, config, part), config, part)
+    for component in present_components(config):
+        _check_weights(_weight_path(folder, config, component), config, component)
     tokenizer = None
     if config.t5:
         path = folder / "tokenizer.model"
@@ -162,50 +168,53 @@ def save_model(
     Args:
       folder: destination.
       config: description of the model.
-      variables: for each part the config describes, its variables. Parameters are stored as
+      variables: for each component the config describes, its variables. Parameters are stored as
         `weight_dtype`, other collections (the codebook) as float32.
       tokenizer_bytes: content of a SentencePiece `.model` file; needed if the config has a t5.
       license_text: content of the LICENSE file, the terms under which the weights may be used.
       weight_dtype: "float32", "float16" or "bfloat16".
-      provenance: identities of the parts and what they were trained with, as far as known; missing
-        identities are computed from `variables`.
+      provenance: identities of the components and what they were trained with, as far as known;
+        missing identities are computed from `variables`.
 
     Raises:
-      ConfigError: parts that do not fit together, or an unknown `weight_dtype`.
+      ConfigError: components that do not fit together, or an unknown `weight_dtype`.
       ModelFolderError: variables that do not fit the config, or values `weight_dtype` cannot hold.
     """
-    check_parts_fit(config)
+    check_components_fit(config)
     if weight_dtype not in WEIGHT_DTYPES:
         raise ConfigError(f"weight_dtype = {weight_dtype!r} is none of {', '.join(WEIGHT_DTYPES)}")
-    expected_parts = {part for part in PARTS if has_part(config, part)}
-    if set(variables) != expected_parts:
+    expected = set(present_components(config))
+    if set(variables) != expected:
         raise ModelFolderError(
-            f"variables are given for {sorted(variables)}, config needs {sorted(expected_parts)}"
+            f"variables are given for {sorted(variables)}, config needs {sorted(expected)}"
         )
     if (tokenizer_bytes is None) != (config.t5 is None):
         raise ModelFolderError("a tokenizer is needed exactly if the model has a t5")
     with replace_files_when_done(folder) as temporary:
-        for part, tree in variables.items():
+        for component, tree in variables.items():
             flat = {
-                name: _stored(f"{part}: {name}", value, weight_dtype)
+                name: _stored(f"{component}: {name}", value, weight_dtype)
                 for name, value in flatten_dict(jax.device_get(dict(tree)), sep=".").items()
             }
             # not save_file, which makes files that only their owner can read
-            (temporary / f"{part}.safetensors").write_bytes(save(flat))
-            _check_weights(temporary / f"{part}.safetensors", config, part)
+            (temporary / f"{component}.safetensors").write_bytes(save(flat))
+            _check_weights(temporary / f"{component}.safetensors", config, component)
         document = {"format_version": FORMAT_VERSION, **to_dict(config)}
         (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
         (temporary / "LICENSE").write_text(license_text, "utf-8")
         identities = {
-            part: provenance.identities.get(part) or identity(tree)
-            for part, tree in variables.items()
+            component: provenance.identities.get(component) or identity(tree)
+            for component, tree in variables.items()
         }
         if tokenizer_bytes is not None:
             (temporary / "tokenizer.model").write_bytes(tokenizer_bytes)
             identities[TOKENIZER] = bytes_identity(tokenizer_bytes)
         complete = Provenance(identities, provenance.trained_with)
         require_fit(complete, str(folder))
-        hashes = {part: file_identity(temporary / f"{part}.safetensors") for part in variables}
+        hashes = {
+            component: file_identity(temporary / f"{component}.safetensors")
+            for component in variables
+        }
         write_provenance(temporary, complete, hashes)
 
 
@@ -229,20 +238,21 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelFolderError(f"{path.parent} has no config.json: not a model folder") from None
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
-        raise ModelFolderError(f"{path} is not of format_version {FORMAT_VERSION}")
+    if not isinstance(values, dict) or values.pop("format_version", None) not in READABLE_VERSIONS:
+        readable = " or ".join(map(str, READABLE_VERSIONS))
+        raise ModelFolderError(f"{path} is not of format_version {readable}")
     try:
         config = from_dict(ModelConfig, values)
-        check_parts_fit(config)
+        check_components_fit(config)
     except ConfigError as error:
         raise ModelFolderError(f"{path}: {error}") from None
     return config
 
 
-def _weight_path(folder: Path, config: ModelConfig, part: str) -> Path:
-    if not has_part(config, part):
-        raise ModelFolderError(f"model folder {folder} has no part '{part}'")
-    return folder / f"{part}.safetensors"
+def _weight_path(folder: Path, config: ModelConfig, component: str) -> Path:
+    if not has_component(config, component):
+        raise ModelFolderError(f"model folder {folder} has no component '{component}'")
+    return folder / f"{component}.safetensors"
 
 
 def _open_weights(path: Path) -> Any:
@@ -254,10 +264,10 @@ def _open_weights(path: Path) -> Any:
         raise ModelFolderError(f"{path} is damaged or cut short: {error}") from None
 
 
-def _check_weights(path: Path, config: ModelConfig, part: str) -> None:
+def _check_weights(path: Path, config: ModelConfig, component: str) -> None:
     """Compare a weight file's header with the module's own structure."""
     try:
-        abstract = flatten_dict(abstract_variables(config, part), sep=".")
+        abstract = flatten_dict(abstract_variables(config, component), sep=".")
     except (TypeError, ValueError) as error:  # sizes no module can be built from
         reason = str(error).partition("\n")[0]
         raise ModelFolderError(f"config for {path.name} is not usable: {reason}") from None

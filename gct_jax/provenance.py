@@ -4,10 +4,11 @@ MaskGIT predicts the ids of one CT-ViT from the embeddings of one T5, which read
 vocabulary; with any other they mean nothing, and no size would tell. So whatever trains or joins
 networks notes the identity of each and of those it was trained with:
 
-    provenance.json   {"parts": {part: {"identity": .., "file_sha256": .., "trained_with": {..}}}}
+    provenance.json  {"components": {NAME: {"identity": .., "file_sha256": .., "trained_with": {}}}}
 
-lies in every model folder (`file_sha256` of the part's weight file as it was stored, perhaps in 16
-bits, while the identity is that of the trained weights), and in a run's folder for its inputs.
+lies in every model folder (`file_sha256` of the component's weight file as it was stored, perhaps
+in 16 bits, while the identity is that of the trained weights), and in a run's folder for what it
+was given.
 """
 
 import dataclasses
@@ -45,11 +46,11 @@ class Provenance:
     def mismatches(self) -> list[str]:
         """A sentence for each network that was trained with another one than is present."""
         return [
-            f"{part} was trained with another {other} ({expected[:SHOWN_DIGITS]}...) than this one "
+            f"{name} was trained with another {other} ({expected[:SHOWN_DIGITS]}...) than this one "
             f"({self.identities[other][:SHOWN_DIGITS]}...)"
-            for part, inputs in self.trained_with.items()
+            for name, inputs in self.trained_with.items()
             for other, expected in inputs.items()
-            if part in self.identities and self.identities.get(other, expected) != expected
+            if name in self.identities and self.identities.get(other, expected) != expected
         ]
 
 
@@ -87,17 +88,17 @@ def write_provenance(
 ) -> None:
     """Write `folder/provenance.json`.
 
-    file_hashes: of the weight file of each part, in a model folder.
+    file_hashes: of the weight file of each component, in a model folder.
     """
-    parts = {
-        part: {
+    components = {
+        component: {
             "identity": found,
-            "file_sha256": (file_hashes or {}).get(part),
-            "trained_with": dict(provenance.trained_with.get(part, {})),
+            "file_sha256": (file_hashes or {}).get(component),
+            "trained_with": dict(provenance.trained_with.get(component, {})),
         }
-        for part, found in provenance.identities.items()
+        for component, found in provenance.identities.items()
     }
-    text = json.dumps({"parts": parts}, indent=2)
+    text = json.dumps({"components": components}, indent=2)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -109,12 +110,17 @@ def read_provenance(folder: Path) -> tuple[Provenance, dict[str, str]]:
     """
     path = folder / FILE_NAME
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        components = document.get("components") or document["parts"]  # as earlier versions say
         provenance = Provenance(
-            {part: str(entry["identity"]) for part, entry in parts.items()},
-            {part: dict(e["trained_with"]) for part, e in parts.items() if e["trained_with"]},
+            {component: str(entry["identity"]) for component, entry in components.items()},
+            {
+                component: dict(e["trained_with"])
+                for component, e in components.items()
+                if e["trained_with"]
+            },
         )
-        hashes = {p: str(e["file_sha256"]) for p, e in parts.items() if e["file_sha256"]}
+        hashes = {p: str(e["file_sha256"]) for p, e in components.items() if e["file_sha256"]}
     except FileNotFoundError:
         return Provenance(), {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -73,9 +73,10 @@ def number(default: Any, *, module: bool = True, **bounds: Any) -> Any:
     return dataclasses.field(default=default, metadata={RANGE: Range(**bounds), "module": module})
 
 
-def choice(default: Any, choices: tuple[str, ...]) -> Any:
-    """A dataclass field that holds one of `choices`, or a tuple of them."""
-    return dataclasses.field(default=default, metadata={RANGE: Range(choices=choices)})
+def choice(default: Any, choices: tuple[str, ...], *, module: bool = True) -> Any:
+    """A dataclass field that holds one of `choices`, or a tuple of them; `module`: see `number`."""
+    metadata = {RANGE: Range(choices=choices), "module": module}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class Checked:

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gct_jax.config import CTViTConfig, ModelConfig
+from gct_jax.components import build_component, require_component
+from gct_jax.config import CodecConfig, ModelConfig
 from gct_jax.errors import InputError
 from gct_jax.generation import computation_dtype, prompt_notes, read_prompt
 from gct_jax.model_folder import Model
-from gct_jax.models.ctvit import CTViT, covering_slice_count, patch_sides, slice_count, token_grid
+from gct_jax.models.token_grid import covering_slice_count, patch_sides, slice_count, token_grid
 from gct_jax.notes import Note, warn
-from gct_jax.parts import build_part, require_part
 from gct_jax.random_keys import random_key, require_seed
 from gct_jax.runtime.numerics import fixed_numerics
 from gct_jax.sampling import cascade
 from gct_jax.sampling.cascade import Progress
+from gct_jax.sampling.settings import choose_settings
 from gct_jax.text import pad_ids
 from gct_jax.volumes.ct import CT
 from gct_jax.volumes.grid import Grid, Spacing, by
@@ -139,9 +140,9 @@ def super_resolve(
     """
     config = model.config
     require_seed(seed)
-    require_part(config, "superres")
+    require_component(config, "superres")
     text, grid = read_prompt(model, prompt), covering_grid(config, ct.grid)
-    settings = cascade.choose_settings(
+    settings = choose_settings(
         config,
         slices=grid.shape[0],
         superres_steps=superres_steps,
@@ -169,8 +170,8 @@ def super_resolve(
     return CT(from_unit(high), fine.affine, metadata=metadata)
 
 
-def _require_ctvit(config: ModelConfig) -> CTViTConfig:
-    require_part(config, "ctvit")
+def _require_ctvit(config: ModelConfig) -> CodecConfig:
+    require_component(config, "ctvit")
     assert config.ctvit
     return config.ctvit
 
@@ -184,8 +185,7 @@ def _grid_of_ids(config: ModelConfig, shape: tuple[int, ...]) -> Grid:
 
 
 @functools.lru_cache(maxsize=8)
-def _ctvit_function(ctvit: CTViTConfig, method: str) -> Callable[..., jax.Array]:
+def _ctvit_function(ctvit: CodecConfig, method: str) -> Callable[..., jax.Array]:
     """CT-ViT's method, compiled; the same object for the same config, so jit knows it again."""
-    module = build_part(ModelConfig(ctvit=ctvit), "ctvit")
-    function = getattr(CTViT, method)
-    return jax.jit(lambda variables, x: module.apply(variables, x, method=function))
+    module = build_component(ModelConfig(ctvit=ctvit), "ctvit")
+    return jax.jit(lambda variables, x: module.apply(variables, x, method=method))

@@ -11,14 +11,13 @@ import numpy as np
 
 from data_pipelines import batches, shards
 from data_pipelines.source import HELD_OUT, TRAINING, Source, open_source
+from gct_jax.components import build_component
 from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
-from gct_jax.models.ctvit import CTViT
-from gct_jax.parts import build_part
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
-from gct_jax.training.stages import Parts
+from gct_jax.training.stages import Components
 from gct_jax.volumes.grid import Grid
 
 VOCABULARY_REPORTS = 10000
@@ -31,7 +30,7 @@ class StageData(NamedTuple):
     held_out: list[batches.Batch]
 
 
-def check_data(config: TrainConfig, parts: Parts) -> None:
+def check_data(config: TrainConfig, components: Components) -> None:
     """Refuse what `stage_data` could not make batches from, before it prepares cases for minutes.
 
     Raises:
@@ -52,11 +51,11 @@ def check_data(config: TrainConfig, parts: Parts) -> None:
         raise ConfigError(
             f"data.held_out = {len(held_out)} cases are fewer than a batch of {batch_size} rows"
         )
-    if stage in ("maskgit", "superres") and "ctvit" not in parts.variables:
+    if stage in ("maskgit", "superres") and "ctvit" not in components.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
     if stage != "ctvit" and config.model.t5 is None:
         raise ConfigError(f"stage {stage} needs model.t5")
-    if stage == "superres" and "t5" not in parts.variables:
+    if stage == "superres" and "t5" not in components.variables:
         raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
     if stage == "t5":
         check_attributes(config, sources[0])
@@ -76,14 +75,14 @@ def check_attributes(config: TrainConfig, source: Source) -> None:
         )
 
 
-def stage_data(config: TrainConfig, workdir: Path, parts: Parts) -> StageData:
+def stage_data(config: TrainConfig, workdir: Path, components: Components) -> StageData:
     """Prepare what is missing in `data.folder` (default: `workdir/data`) and open it, for what
     `check_data` accepts."""
     loop, sources = config.loop, _sources(config)
     training, held_out = split_cases(sources[0])
     together = loop.batch_size // len(sources)  # cases of a global batch
     here = together // jax.process_count()
-    make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, parts)
+    make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, components)
 
     def training_batch(step: int, positions: list[int]) -> batches.Batch:
         return make_batch(step, [training[position] for position in positions])
@@ -118,14 +117,13 @@ def _sources(config: TrainConfig) -> list[Source]:
       ConfigError: no such source, or one without counterfactuals.
     """
     source = open_source(config.data)
-    twins = {"ctvit": config.ctvit.twins, "maskgit": config.maskgit.twins}
-    if not twins.get(config.stage):
+    if not getattr(getattr(config, config.stage), "counterfactual_pairs", False):
         return [source]
     other = source.counterfactual()
     if other is None:
         raise ConfigError(
-            f"{config.stage}.twins needs the same patients with other findings, which data.source "
-            f"{config.data.source} does not have"
+            f"{config.stage}.counterfactual_pairs needs the same patients with other findings, "
+            f"which data.source {config.data.source} does not have"
         )
     return [source, other]
 
@@ -138,7 +136,7 @@ def _low_grid(model: ModelConfig) -> Grid:
 
 def _high_grid(model: ModelConfig) -> Grid:
     low = _low_grid(model)
-    assert model.diffusion is not None  # check_parts_fit: a model with a U-Net has it
+    assert model.diffusion is not None  # check_components_fit: a model with a U-Net has it
     size = model.diffusion.image_size
     pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
     return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
@@ -161,30 +159,26 @@ def _volumes(
 
 
 def _all_volumes(config: TrainConfig, folder: Path) -> list[batches.Arrays]:
-    names = ("volumes", "twins")
+    names = ("volumes", "counterfactual-volumes")
     return [
         _volumes(config, folder, source, name)
         for source, name in zip(_sources(config), names, strict=False)
     ]
 
 
-def _ctvit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
+def _ctvit_batches(
+    config: TrainConfig, folder: Path, workdir: Path, components: Components
+) -> Callable:
     volumes = _all_volumes(config, folder)
     return lambda step, cases: batches.volume_batch(volumes, cases)
 
 
-def first_volumes(config: TrainConfig, workdir: Path, count: int) -> np.ndarray:
-    """The first `count` training cases, the same on every host: float32 [count, d, h, w, 1] in
-    [-1, 1]."""
-    source = open_source(config.data)
-    volumes = _volumes(config, _folder(config, workdir), source)
-    return batches.volume_batch([volumes], split_cases(source)[0][:count])["volume"]
-
-
-def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
-    ctvit, variables, tag = _tokenizer_network(config, parts)
+def _maskgit_batches(
+    config: TrainConfig, folder: Path, workdir: Path, components: Components
+) -> Callable:
+    ctvit, variables, tag = _tokenizer_network(config, components)
     dtype = smallest_id_type(ctvit.codebook_size)
-    encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method=CTViT.encode)[0])
+    encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method="encode")[0])
 
     def tokens(source: Source, volumes: batches.Arrays, name: str) -> batches.Arrays:
         def make(case: int) -> tuple[jax.Array]:
@@ -195,15 +189,17 @@ def _maskgit_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Pa
         shards.prepare(folder, (name,), source.cases, make)
         return shards.Shards(folder, name)
 
-    names = ("tokens", "twin-tokens")
+    names = ("tokens", "counterfactual-tokens")
     rows = zip(_sources(config), _all_volumes(config, folder), names, strict=False)
     sources = [(tokens(source, volumes, name), source) for source, volumes, name in rows]
-    encode_text = _text_encoding(config, workdir, parts)
+    encode_text = _text_encoding(config, workdir, components)
     return partial(batches.token_batch, sources, encode_text, config.loop.seed)
 
 
-def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
-    ctvit, variables, tag = _tokenizer_network(config, parts)
+def _superres_batches(
+    config: TrainConfig, folder: Path, workdir: Path, components: Components
+) -> Callable:
+    ctvit, variables, tag = _tokenizer_network(config, components)
     rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
     (source,) = _sources(config)
     low_volumes, high_grid = _volumes(config, folder, source), _high_grid(config.model)
@@ -218,12 +214,14 @@ def _superres_batches(config: TrainConfig, folder: Path, workdir: Path, parts: P
 
     shards.prepare(folder, names, source.cases, slices)
     low, high = (shards.Shards(folder, name) for name in names)
-    encode_text = _text_encoding(config, workdir, parts)
+    encode_text = _text_encoding(config, workdir, components)
     return partial(batches.slice_batch, source, low, high, encode_text, config.loop.seed)
 
 
-def _t5_batches(config: TrainConfig, folder: Path, workdir: Path, parts: Parts) -> Callable:
-    encode_text = _text_encoding(config, workdir, parts)
+def _t5_batches(
+    config: TrainConfig, folder: Path, workdir: Path, components: Components
+) -> Callable:
+    encode_text = _text_encoding(config, workdir, components)
     (source,) = _sources(config)
     return partial(batches.report_batch, source, encode_text, config.loop.seed)
 
@@ -241,24 +239,24 @@ def smallest_id_type(codes: int) -> type[np.unsignedinteger]:
     return next(t for t in (np.uint8, np.uint16, np.uint32) if codes - 1 <= np.iinfo(t).max)
 
 
-def _tokenizer_network(config: TrainConfig, parts: Parts) -> tuple[Any, dict, str]:
+def _tokenizer_network(config: TrainConfig, components: Components) -> tuple[Any, dict, str]:
     """CT-ViT, its variables, and a tag of its weights that names what was made with it."""
-    variables = parts.variables["ctvit"]
+    variables = components.variables["ctvit"]
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
-    return build_part(config.model, "ctvit"), variables, digest.hexdigest()[:8]
+    return build_component(config.model, "ctvit"), variables, digest.hexdigest()[:8]
 
 
-def _text_encoding(config: TrainConfig, workdir: Path, parts: Parts) -> Callable:
+def _text_encoding(config: TrainConfig, workdir: Path, components: Components) -> Callable:
     """Texts -> int32 ids, with the earlier stage's vocabulary or one of the source's reports."""
     t5 = config.model.t5
     assert t5 is not None  # see check_data
     path = workdir / "tokenizer.model"
-    if parts.tokenizer is not None:
-        if not path.exists() or path.read_bytes() != parts.tokenizer:
+    if components.tokenizer is not None:
+        if not path.exists() or path.read_bytes() != components.tokenizer:
             with replace_when_done(path) as temporary:
-                temporary.write_bytes(parts.tokenizer)
+                temporary.write_bytes(components.tokenizer)
     elif not path.exists():
         reports = vocabulary_reports(open_source(config.data))
         with replace_when_done(path) as temporary:

@@ -3,7 +3,7 @@
     python -m launch.export_model out/ctvit out/maskgit out/superres --out my_model
 
 Takes training folders (averaged weights of their newest checkpoints) and model folders; where two
-have the same part, the later one counts.
+have the same component, the later one counts.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def export(
     folders: list[Path], out: Path, weight_dtype: str, allow_unfinished: bool = False
 ) -> None:
-    """Write the model folder `out`; parts that no folder has are absent from it.
+    """Write the model folder `out`; components that no folder has are absent from it.
 
     Raises:
       GctError: a folder is unusable or its run unfinished, or two networks do not belong together.
@@ -47,25 +47,25 @@ def export(
     from gct_jax.runtime.numerics import prepare_jax
 
     prepare_jax("launch.export_model")
+    from gct_jax.components import COMPONENTS
     from gct_jax.model_folder import save_model
-    from gct_jax.parts import CONFIG_FIELD
-    from gct_jax.training.stages import join_parts
+    from gct_jax.training.stages import join_components
 
-    parts = join_parts(None, folders, allow_unfinished=allow_unfinished)
+    components = join_components(None, folders, allow_unfinished=allow_unfinished)
     absent: dict[str, Any] = {
-        field: None for part, field in CONFIG_FIELD.items() if part not in parts.variables
+        component: None for component in COMPONENTS if component not in components.variables
     }
     save_model(
         out,
-        dataclasses.replace(parts.config, **absent),
-        parts.variables,
-        parts.tokenizer,
+        dataclasses.replace(components.config, **absent),
+        components.variables,
+        components.tokenizer,
         license_text=license_text(),
         weight_dtype=weight_dtype,
-        provenance=parts.provenance,
+        provenance=components.provenance,
     )
     size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{out}: {', '.join(parts.variables)}; {size / 1e6:.1f} MB")
+    print(f"{out}: {', '.join(components.variables)}; {size / 1e6:.1f} MB")
 
 
 def license_text() -> str:

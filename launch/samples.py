@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gct_jax.models.ctvit import CTViT
-from gct_jax.parts import build_part
+from gct_jax.components import build_component
 from gct_jax.random_keys import random_key
 from gct_jax.sampling.cascade import embed_text
+from gct_jax.sampling.guidance import with_guidance
+from gct_jax.sampling.settings import superres_settings
 from gct_jax.sampling.superres import super_resolve_slices
-from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
+from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens
 from gct_jax.training.config import TrainConfig
-from gct_jax.training.stages import Parts
+from gct_jax.training.stages import Components
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit, window_to_uint8
 from launch.data import StageData
@@ -24,11 +25,11 @@ ROWS = 4
 
 
 def sample_function(
-    config: TrainConfig, parts: Parts, data: StageData
+    config: TrainConfig, components: Components, data: StageData
 ) -> Callable[[TrainState], Images]:
     """The stage's function state -> uint8 images by name, for the first held-out cases."""
     batch = {name: array[:ROWS] for name, array in data.held_out[0].items()}
-    return SAMPLERS[config.stage](config, parts, batch)
+    return SAMPLERS[config.stage](config, components, batch)
 
 
 def volume_rows(*volumes: np.ndarray) -> Images:
@@ -49,9 +50,9 @@ def volume_rows(*volumes: np.ndarray) -> Images:
     return images
 
 
-def _ctvit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
+def _ctvit_samples(config: TrainConfig, components: Components, batch: dict) -> Callable:
     """Original (left) and reconstruction."""
-    network: Any = build_part(config.model, "ctvit")
+    network: Any = build_component(config.model, "ctvit")
 
     @jax.jit
     def rebuild(params, codebook):
@@ -65,10 +66,10 @@ def _ctvit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
     return draw
 
 
-def _maskgit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
+def _maskgit_samples(config: TrainConfig, components: Components, batch: dict) -> Callable:
     """What CT-ViT makes of the true tokens (left) and of tokens sampled from the report."""
-    ctvit: Any = build_part(config.model, "ctvit")
-    network: Any = build_part(config.model, "maskgit")
+    ctvit: Any = build_component(config.model, "ctvit")
+    network: Any = build_component(config.model, "maskgit")
     sampling, text_ids = config.model.sampling, batch["text_ids"]
     plan = DecodingPlan(
         grid=batch["token_ids"].shape[1:],
@@ -79,7 +80,7 @@ def _maskgit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable
 
     @jax.jit
     def paint(variables, ids):
-        return ctvit.apply(variables, ids, method=CTViT.decode)
+        return ctvit.apply(variables, ids, method="decode")
 
     @jax.jit
     def sample(maskgit, text):
@@ -93,17 +94,16 @@ def _maskgit_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable
         networks = {**state.extra, **state.ema}
         text = embed_text({"params": networks["t5"]}, text_ids, config=config.model)
         ids = sample(networks["maskgit"], text)
-        variables = parts.variables["ctvit"]
+        variables = components.variables["ctvit"]
         return volume_rows(*(np.asarray(paint(variables, i)) for i in (batch["token_ids"], ids)))
 
     return draw
 
 
-def _superres_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callable:
+def _superres_samples(config: TrainConfig, components: Components, batch: dict) -> Callable:
     """Low resolution (left), super-resolved, true slice."""
-    unet: Any = build_part(config.model, "superres")
-    diffusion, sampling = config.model.diffusion, config.model.sampling
-    assert diffusion is not None
+    unet: Any = build_component(config.model, "superres")
+    settings = superres_settings(config.model, config.model.sampling)
 
     def draw(state: TrainState) -> Images:
         text_ids = batch["text_ids"]
@@ -115,16 +115,10 @@ def _superres_samples(config: TrainConfig, parts: Parts, batch: dict) -> Callabl
             text,
             text_ids > 0,
             jnp.repeat(random_key(0)[None], len(text_ids)),
-            image_size=diffusion.image_size,
-            steps=sampling.superres_steps,
-            guidance=sampling.superres_guidance,
+            settings,
             batch=1,
-            objective=diffusion.objective,
-            noise_schedule=diffusion.noise_schedule,
-            low_res_noise_schedule=diffusion.low_res_noise_schedule,
-            low_res_noise_level=diffusion.low_res_noise_level,
         )[:, 0]
-        factor = diffusion.image_size // batch["low_res"].shape[1]
+        factor = settings.diffusion.image_size // batch["low_res"].shape[1]
         small = batch["low_res"].repeat(factor, axis=1).repeat(factor, axis=2)
         rows = np.concatenate([small, large, batch["high_res"]], axis=2)[..., 0]
         hu = from_unit(np.concatenate(rows))

@@ -14,17 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gct_jax.components import abstract_variables, build_component
 from gct_jax.config import ModelConfig
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
-from gct_jax.models.ctvit import CTViT
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.models.transformer import COSINE_SCALE
-from gct_jax.parts import abstract_variables, build_part
 from gct_jax.random_keys import random_key
-from gct_jax.sampling.cascade import token_grid
+from gct_jax.sampling.cascade import model_token_grid
+from gct_jax.sampling.guidance import with_guidance
+from gct_jax.sampling.settings import superres_settings
 from gct_jax.sampling.superres import super_resolve_batch
-from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
+from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens
 from gct_jax.sharding import BATCH, state_shardings
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.loop import jitted_train_step, with_shardings
@@ -51,9 +52,11 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
     """Text embeddings of `prompts` prompts to volumes [prompts, depth, height, width, channels]:
     MaskGIT's guided decoding and CT-ViT's decoder in one program, weights on every chip."""
     assert model.maskgit and model.t5
-    maskgit, ctvit = (build_part(model, part, dtype) for part in ("maskgit", "ctvit"))
+    maskgit, ctvit = (
+        build_component(model, component, dtype) for component in ("maskgit", "ctvit")
+    )
     plan = DecodingPlan(
-        grid=token_grid(model, model.volume.slices),
+        grid=model_token_grid(model, model.volume.slices),
         mask_id=model.maskgit.num_tokens,
         steps=model.sampling.steps,
         temperature=model.sampling.temperature,
@@ -63,9 +66,11 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
         apply = functools.partial(maskgit.apply, variables["maskgit"])
         logits_fn = with_guidance(apply, text, mask, jnp.float32(model.sampling.guidance))
         ids = decode_tokens(logits_fn, keys, plan)
-        return ctvit.apply(variables["ctvit"], ids, method=CTViT.decode)
+        return ctvit.apply(variables["ctvit"], ids, method="decode")
 
-    variables = {part: abstract_variables(model, part) for part in ("maskgit", "ctvit")}
+    variables = {
+        component: abstract_variables(model, component) for component in ("maskgit", "ctvit")
+    }
     length = model.t5.max_length
     inputs = {
         "keys": jax.eval_shape(lambda: jax.random.split(random_key(0), prompts)),
@@ -78,9 +83,10 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
 
 def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> jax.stages.Lowered:
     """A batch of slices from noise to image, every step, weights on every chip."""
-    assert model.t5 and model.unet and model.diffusion
-    apply = build_part(model, "superres", dtype).apply
-    diffusion, unet, size = model.diffusion, model.unet, model.volume.image_size
+    assert model.t5 and model.superres and model.diffusion
+    apply = build_component(model, "superres", dtype).apply
+    unet, size = model.superres, model.volume.image_size
+    settings = superres_settings(model, model.sampling)
     length = model.t5.max_length
     rows = {
         "low_res": jax.ShapeDtypeStruct((slices, size, size, unet.channels), jnp.float32),
@@ -96,17 +102,7 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
         return super_resolve_batch(
             jax.tree_util.Partial(apply, variables),
             **rows,
-            image_size=diffusion.image_size,
-            steps=model.sampling.superres_steps,
-            guidance=model.sampling.superres_guidance,
-            solver=model.sampling.superres_solver,
-            objective=diffusion.objective,
-            schedule=diffusion.noise_schedule,
-            low_res_schedule=diffusion.low_res_noise_schedule,
-            low_res_level=diffusion.low_res_noise_level,
-            percentile=diffusion.dynamic_thresholding_percentile,
-            self_cond=unet.self_cond,
-            noise_turn=1.0,
+            settings=settings,
         )
 
     variables = abstract_variables(model, "superres")
@@ -120,7 +116,7 @@ def attend(
     """The flash kernel on the tokens of one MaskGIT layer, or its gradients, the bias table's
     included."""
     assert model.maskgit
-    grid = token_grid(model, model.volume.slices)
+    grid = model_token_grid(model, model.volume.slices)
     heads, width = model.maskgit.heads, model.maskgit.dim_head
     tokens = jax.ShapeDtypeStruct((prompts, math.prod(grid), heads, width), jnp.dtype(dtype))
     offsets = jax.ShapeDtypeStruct((heads, *(2 * size - 1 for size in grid)), jnp.float32)
@@ -152,7 +148,7 @@ def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (rows, model.volume.slices, size, size, 1)
         batch = {"volume": jax.ShapeDtypeStruct(shape, jnp.float32)}
     elif config.stage == "maskgit":
-        ids = jax.ShapeDtypeStruct((rows, *token_grid(model, model.volume.slices)), jnp.int32)
+        ids = jax.ShapeDtypeStruct((rows, *model_token_grid(model, model.volume.slices)), jnp.int32)
         batch = {"token_ids": ids, "text_ids": text}
     else:
         assert model.diffusion

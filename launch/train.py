@@ -25,7 +25,7 @@ from launch.extras import require_extras
 if TYPE_CHECKING:
     from gct_jax.training.config import TrainConfig
     from gct_jax.training.loop import Stage
-    from gct_jax.training.stages import Parts
+    from gct_jax.training.stages import Components
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,41 +102,35 @@ def run(options: argparse.Namespace) -> None:
     import dataclasses
 
     with deferred():
-        from gct_jax.parts import check_parts_fit
+        from gct_jax.components import check_components_fit
         from gct_jax.runtime.numerics import fix_numerics, require_devices
-        from gct_jax.training.ctvit_start import check_principal_start
         from gct_jax.training.loop import fitting_mesh
         from gct_jax.training.run_folder import check_resume, run_inputs
-        from gct_jax.training.stages import join_parts, make_stage
+        from gct_jax.training.stages import join_components, make_stage
         from launch.data import check_data
 
     fix_numerics("launch.train")
     if options.multi_host is not None:
         connect(options.multi_host)
     require_devices()
-    parts = join_parts(
+    components = join_components(
         config.model,
         options.sources,
         allow_unfinished=options.allow_unfinished,
         accept_mismatch=options.accept_changes,
     )
     if config.ctvit.vgg16:
-        parts.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
-    check_parts_fit(parts.config)
-    config = dataclasses.replace(config, model=parts.config)
-    start = 0
-    if config.stage == "ctvit" and "ctvit" not in parts.variables:
-        start = config.ctvit.principal_start
+        components.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
+    check_components_fit(components.config)
+    config = dataclasses.replace(config, model=components.config)
     # Whatever can be refused is refused before cases are prepared, which may take long.
     stage = make_stage(config)
     fitting_mesh(config.loop)
-    check_data(config, parts)
-    if start:
-        check_principal_start(config)
-    inputs = run_inputs(config, parts.provenance)
+    check_data(config, components)
+    inputs = run_inputs(config, components.provenance)
     with alone_in(options.workdir):
         check_resume(options.workdir, config, inputs, options.accept_changes)
-        step = train_in(options.workdir, config, parts, stage, inputs, start)
+        step = train_in(options.workdir, config, components, stage, inputs)
     if step < config.loop.steps:
         raise UnfinishedError(
             f"stopped at step {step} of {config.loop.steps} and saved; "
@@ -154,27 +148,21 @@ def alone_in(workdir: Path) -> contextlib.AbstractContextManager:
 
 
 def train_in(
-    workdir: Path, config: "TrainConfig", parts: "Parts", stage: "Stage", inputs: dict, start: int
+    workdir: Path, config: "TrainConfig", components: "Components", stage: "Stage", inputs: dict
 ) -> int:
     """Prepare the data and train in a folder that no other run uses.
-
-    start: volumes from whose principal components CT-ViT starts, or 0.
 
     Returns:
       The step that was reached.
     """
     import jax
 
-    from gct_jax.training.ctvit_start import principal_variables
     from gct_jax.training.loop import train
     from gct_jax.training.run_folder import record_run, write_status
-    from launch.data import first_volumes, stage_data
+    from launch.data import stage_data
     from launch.samples import SAMPLERS, sample_function
 
-    data = stage_data(config, workdir, parts)
-    if start:
-        volumes = first_volumes(config, workdir, start)
-        parts.variables["ctvit"] = principal_variables(config, volumes)
+    data = stage_data(config, workdir, components)
 
     def on_change(status: str, step: int) -> None:
         if jax.process_index() == 0:
@@ -189,9 +177,9 @@ def train_in(
         config.loop,
         workdir,
         data.batches,
-        pretrained=parts.variables,
+        pretrained=components.variables,
         held_out=data.held_out,
-        sample_images=sample_function(config, parts, data) if draws else None,
+        sample_images=sample_function(config, components, data) if draws else None,
         on_change=on_change,
     )
     return int(state.step)

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from gct_jax.training import loop
 from gct_jax.training.config import LoopConfig, OptimizerConfig
-from gct_jax.training.optimizer import apply_gradients, make_optimizer, update_average
+from gct_jax.training.optimizer import apply_gradients, make_optimizer, update_ema
 from gct_jax.training.state import TrainState
 
 RULES = ((r"line/kernel$", P("fsdp", "tensor")),)
@@ -43,7 +43,7 @@ def train_step(state, batch, key):
     params, opt_state, norms = apply_gradients(
         make_optimizer(OPTIMIZER, RUN.steps), grads, state.opt_state["line"], state.params
     )
-    ema = update_average(state.ema, params, state.step, OPTIMIZER.ema_decay)
+    ema = update_ema(state.ema, params, state.step, OPTIMIZER.ema_decay)
     state = state.replace(params=params, ema=ema, opt_state={"line": opt_state})
     return state, {"loss": loss, **norms}
 

@@ -45,7 +45,7 @@ GROUND = {"errors", "ranges", "config", "notes", "runtime", "random_keys"}
 ALLOWED = {
     "errors": set(),
     "ranges": {"errors"},
-    "config": {"errors", "ranges"},
+    "config": {"errors", "ranges", "notes"},
     "notes": set(),
     "random_keys": {"errors", "config"},
     "runtime": {"errors", "random_keys", "config"},
@@ -54,11 +54,11 @@ ALLOWED = {
     "volumes": GROUND,
     "kernels": {"sharding", "runtime"},
     "models": {"kernels", "sharding", "errors"},
-    "parts": GROUND | {"models", "kernels", "sharding"},
+    "components": GROUND | {"models", "kernels", "sharding"},
     "text": GROUND | {"readable_text"},
     "readable_text": GROUND,
     "provenance": GROUND,
-    "model_folder": GROUND | {"parts", "provenance", "text"},
+    "model_folder": GROUND | {"components", "provenance", "text"},
 }
 
 

@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_model import random_variables, save_tiny_model, tiny_config
 
+from gct_jax.components import abstract_variables, present_components
 from gct_jax.config import CTViTConfig, ModelConfig, override
 from gct_jax.errors import ConfigError, ModelFolderError
 from gct_jax.model_folder import demo_folder, load_model, save_model
-from gct_jax.parts import PARTS, abstract_variables
 from gct_jax.provenance import Provenance, identity
 
-CTVIT_ONLY = ["maskgit=None", "t5=None", "unet=None", "diffusion=None"]
+CTVIT_ONLY = ["maskgit=None", "t5=None", "superres=None", "diffusion=None"]
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,15 @@ def assert_trees_equal(found, expected):
 def test_round_trip(intact):
     model = load_model(intact)
     assert model.config == tiny_config()
-    for part in PARTS:
-        assert_trees_equal(model.variables(part), random_variables(tiny_config(), part))
+    for component in present_components(tiny_config()):
+        assert_trees_equal(model.variables(component), random_variables(tiny_config(), component))
     assert model.variables("t5") is model.variables("t5")
     assert model.tokenizer.encode("Cardiomegaly", 48).ids[-1] == 1
-    names = {*(f"{part}.safetensors" for part in PARTS), "config.json", "tokenizer.model"}
+    names = {
+        *(f"{component}.safetensors" for component in present_components(tiny_config())),
+        "config.json",
+        "tokenizer.model",
+    }
     assert {path.name for path in intact.iterdir()} == names | {"LICENSE", "provenance.json"}
     assert list(intact.parent.iterdir()) == [intact]
     umask = os.umask(0)
@@ -100,13 +104,16 @@ def test_parts_may_be_absent(tmp_path):
     model = load_model(tmp_path / "m")
     assert model.tokenizer is None
     assert model.variables("ctvit").keys() == {"params", "codebook"}
-    with pytest.raises(ModelFolderError, match="has no part 'maskgit'"):
+    with pytest.raises(ModelFolderError, match="has no component 'maskgit'"):
         model.variables("maskgit")
 
 
 def test_failed_save_leaves_the_old_folder(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    variables = {part: random_variables(tiny_config(), part, seed=1) for part in PARTS}
+    variables = {
+        component: random_variables(tiny_config(), component, seed=1)
+        for component in present_components(tiny_config())
+    }
     del variables["superres"]["params"]["final_conv"]
     with pytest.raises(ModelFolderError, match=r"superres.safetensors: tensor \S*final_conv"):
         save_model(folder, tiny_config(), variables, b"vocabulary", license_text="test")
@@ -119,7 +126,7 @@ def test_save_needs_what_the_config_describes(tmp_path):
         save_model(tmp_path / "m", tiny_config(), {"ctvit": {}}, b"", license_text="test")
     with pytest.raises(ConfigError, match="weight_dtype = 'int8'"):
         save_model(tmp_path, tiny_config(), {}, license_text="test", weight_dtype="int8")
-    variables = {part: {} for part in PARTS}
+    variables = {component: {} for component in present_components(tiny_config())}
     with pytest.raises(ModelFolderError, match="tokenizer is needed"):
         save_model(tmp_path / "m", tiny_config(), variables, license_text="test")
 
@@ -178,12 +185,12 @@ def edit_config(folder, change):
         ("t5", "dim", "wide", r"config.t5.dim must be of type int"),
         ("ctvit", "heads", 0, r"config.ctvit.heads = 0 must be a number of at least 1"),
         ("ctvit", "codebook_size", 33, r"num_tokens = 32 must equal ctvit.codebook_size = 33"),
-        ("unet", "text_embed_dim", 8, r"unet.text_embed_dim = 8 must equal t5.dim = 16"),
+        ("superres", "text_embed_dim", 8, r"superres.text_embed_dim = 8 must equal t5.dim = 16"),
         ("volume", "slices", 6, r"volume.slices = 6 is not 1 plus a multiple of"),
         ("volume", "image_size", 20, r"image_size = 20 is no multiple of ctvit.patch_size = 8"),
         ("t5", "vocab_size", 8, r"token_embedder.embedding has shape"),
-        ("unet", "learned_sinu_pos_emb_dim", 0, r"learned_sinu_pos_emb_dim = 0 must be"),
-        ("unet", "learned_sinu_pos_emb_dim", 32, r"superres.safetensors"),
+        ("superres", "learned_sinu_pos_emb_dim", 0, r"learned_sinu_pos_emb_dim = 0 must be"),
+        ("superres", "learned_sinu_pos_emb_dim", 32, r"superres.safetensors"),
     ],
 )
 def test_config_errors_name_the_field(folder, section, field, value, message):
@@ -194,8 +201,8 @@ def test_config_errors_name_the_field(folder, section, field, value, message):
 
 
 def test_unreadable_configs(folder):
-    edit_config(folder, lambda values: values.update(format_version=2))
-    with pytest.raises(ModelFolderError, match=r"config.json is not of format_version 1"):
+    edit_config(folder, lambda values: values.update(format_version=3))
+    with pytest.raises(ModelFolderError, match=r"config.json is not of format_version 1 or 2"):
         load_model(folder)
     (folder / "config.json").write_text('{"name": ')
     with pytest.raises(ModelFolderError, match=r"config.json is damaged"):
@@ -208,9 +215,9 @@ def test_published_sizes():
     codebook = 8192 * 512 + 8192
     published = {"ctvit": 43_260_168 + codebook, "maskgit": 40_378_184, "superres": 22_190_440}
     config = ModelConfig(ctvit=CTViTConfig(patch_norm="both"))
-    for part, count in published.items():
-        leaves = jax.tree.leaves(abstract_variables(config, part))
-        assert sum(leaf.size for leaf in leaves) == count - unused_context_norms.get(part, 0)
+    for component, count in published.items():
+        leaves = jax.tree.leaves(abstract_variables(config, component))
+        assert sum(leaf.size for leaf in leaves) == count - unused_context_norms.get(component, 0)
 
 
 def test_demo_folder_lies_in_the_package():
@@ -239,7 +246,10 @@ def test_a_weight_file_of_another_folder_is_noticed(folder, tmp_path):
 
 
 def test_parts_that_were_trained_with_others_do_not_make_a_folder(folder, tmp_path):
-    variables = {part: random_variables(tiny_config(), part) for part in PARTS}
+    variables = {
+        component: random_variables(tiny_config(), component)
+        for component in present_components(tiny_config())
+    }
     tokenizer = (folder / "tokenizer.model").read_bytes()
     own = load_model(folder).provenance.identities
     for name, message in (("ctvit", "another ctvit"), ("tokenizer", "another tokenizer")):
@@ -264,7 +274,7 @@ def test_parts_that_were_trained_with_others_do_not_make_a_folder(folder, tmp_pa
 
 def test_another_vocabulary_is_noticed_at_once(folder, tmp_path):
     known = json.loads((folder / "provenance.json").read_text())
-    known["parts"]["t5"]["trained_with"] = {"tokenizer": "0" * 64}
+    known["components"]["t5"]["trained_with"] = {"tokenizer": "0" * 64}
     (folder / "provenance.json").write_text(json.dumps(known))
     with pytest.raises(ModelFolderError, match="t5 was trained with another tokenizer"):
         load_model(folder)

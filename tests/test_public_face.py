@@ -179,12 +179,12 @@ def test_a_ct_is_checked():
 def test_a_missing_network_is_named(model, tmp_path):
     alone = save_tiny_model(tmp_path / "whole")
     config = json.loads((alone / "config.json").read_text())
-    for name in ("unet", "diffusion"):
+    for name in ("superres", "diffusion"):
         config[name] = None
     (alone / "config.json").write_text(json.dumps(config))
     (alone / "superres.safetensors").unlink()
     opened = gct_jax.load_model(alone)
     with pytest.raises(ModelFolderError, match="superres=False"):
         gct_jax.generate(opened, [PROMPT], seeds=[0])
-    with pytest.raises(ModelFolderError, match="no part 'superres'"):
+    with pytest.raises(ModelFolderError, match="no component 'superres'"):
         gct_jax.super_resolve(opened, random_ct(), PROMPT)

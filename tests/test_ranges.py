@@ -73,7 +73,7 @@ def test_shipped_configurations_are_within_their_ranges(make):
         ("loop.mesh=[0, 1, 1]", "must be a number of at least 1, or -1"),
         ("loop.steps=1.5", "loop.steps must be of type int"),
         ("model.ctvit.dim=0", "model.ctvit.dim = 0 must"),
-        ("model.unet.dim_mults=[0]", r"dim_mults = \(0,\) holds 0, which must"),
+        ("model.superres.dim_mults=[0]", r"dim_mults = \(0,\) holds 0, which must"),
         ("model.diffusion.objective=w", "objective = 'w' is not one of 'v', 'noise', 'x_start'"),
         ("stage=vae", "stage = 'vae' is not one of"),
         ("superres.low_res_noise_min=0.9; superres.low_res_noise_max=0.1", "must not be above"),
@@ -93,5 +93,5 @@ def test_types_are_checked_in_python_as_well(value):
 def test_the_ends_of_a_range():
     assert OptimizerConfig(b1=0.0, ema_decay=1.0).ema_decay == 1.0
     assert SuperResTraining(low_res_noise_min=1.0).low_res_noise_min == 1.0
-    assert ModelConfig(unet=None).unet is None
+    assert ModelConfig(superres=None).superres is None
     assert UNetConfig(cond_dim=None).cond_dim is None

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from tiny_model import random_variables
 
 from configs import base, demo, tiny
+from gct_jax.components import abstract_variables, present_components
 from gct_jax.config import override
 from gct_jax.errors import ConfigError
-from gct_jax.parts import PARTS, abstract_variables
 from gct_jax.sharding import make_mesh, parameter_spec, shard_batch, state_shardings
 from gct_jax.training import ctvit, maskgit, superres, t5
 from gct_jax.training.optimizer import apply_gradients, make_optimizer
@@ -36,15 +36,18 @@ def specs(tree, mesh):
 
 def test_layout_of_the_tiny_model_is_the_recorded_one():
     mesh = make_mesh((2, 2, 2))
-    tree = {part: abstract_variables(tiny.model(), part)["params"] for part in PARTS}
+    tree = {
+        component: abstract_variables(tiny.model(), component)["params"]
+        for component in present_components(tiny.model())
+    }
     assert specs(tree, mesh) == json.loads(TABLE.read_text())
 
 
 @pytest.mark.parametrize("config", [base, demo])
-@pytest.mark.parametrize("part", PARTS)
-def test_large_parameters_are_split_over_every_device(config, part):
+@pytest.mark.parametrize("part", present_components(tiny.model()))
+def test_large_parameters_are_split_over_every_device(config, component):
     mesh = make_mesh((1, 4, 2))
-    tree = abstract_variables(config.model(), part)["params"]
+    tree = abstract_variables(config.model(), component)["params"]
     shardings = state_shardings(tree, mesh)
     for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
         if leaf.size >= 2**18:
@@ -113,8 +116,10 @@ def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
         "high_res": rng.uniform(-1, 1, (8, 32, 32, 1)).astype(np.float32),
     }
     start = {
-        part: jax.tree.map(lambda x: jnp.asarray(0.2 * x), random_variables(config.model, part))
-        for part in PARTS
+        component: jax.tree.map(
+            lambda x: jnp.asarray(0.2 * x), random_variables(config.model, component)
+        )
+        for component in present_components(tiny.model())
     }
     state = make_stage(config).init_state(KEY, start)
 
@@ -140,7 +145,8 @@ def test_updates_are_those_of_one_device(algorithm):
     config = override(tiny.maskgit(), [f"optimizer.algorithm={algorithm}"])
     rng = np.random.default_rng(0)
     params = {
-        part: random_variables(config.model, part)["params"] for part in ("ctvit", "superres")
+        component: random_variables(config.model, component)["params"]
+        for component in ("ctvit", "superres")
     }
     gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
     optimizer = make_optimizer(config.optimizer, config.loop.steps)

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from configs import tiny
+from gct_jax.components import abstract_variables, present_components
 from gct_jax.config import ModelConfig, VolumeConfig
 from gct_jax.model_folder import save_model
-from gct_jax.parts import PARTS, abstract_variables
 from gct_jax.text import train_vocabulary
 
 SENTENCES = [
@@ -42,12 +42,12 @@ def tiny_config() -> ModelConfig:
     )
 
 
-def random_variables(config: ModelConfig, part: str, seed: int = 0) -> dict:
+def random_variables(config: ModelConfig, component: str, seed: int = 0) -> dict:
     """Normal noise of standard deviation 0.3 in every tensor; cheaper than the module's `init`."""
     rng = np.random.default_rng(seed)
     fill = functools.partial(rng.normal, 0.0, 0.3)
     return jax.tree.map(
-        lambda leaf: fill(size=leaf.shape).astype(np.float32), abstract_variables(config, part)
+        lambda leaf: fill(size=leaf.shape).astype(np.float32), abstract_variables(config, component)
     )
 
 
@@ -56,7 +56,9 @@ def save_tiny_model(folder: Path, **options) -> Path:
     config = tiny_config()
     vocabulary = folder.with_name("vocabulary.model")
     train_vocabulary(SENTENCES, vocabulary, config.t5.vocab_size)
-    variables = {part: random_variables(config, part) for part in PARTS}
+    variables = {
+        component: random_variables(config, component) for component in present_components(config)
+    }
     save_model(folder, config, variables, vocabulary.read_bytes(), license_text="test", **options)
     vocabulary.unlink()
     return folder

@@ -64,7 +64,7 @@ def sample_case(seed: int) -> Case:
     return case_from_findings(seed, *sample_description(seed))
 
 
-def twin_description(seed: int) -> Description:
+def counterfactual_description(seed: int) -> Description:
     """The patient of this seed with other findings: one-sided ones are on the other side, the
     rest is gone, and those that the patient lacked are drawn."""
     age, sex, findings = sample_description(seed)

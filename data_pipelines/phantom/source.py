@@ -10,8 +10,8 @@ from data_pipelines.phantom.attributes import report_attributes
 from data_pipelines.phantom.case import (
     Description,
     case_from_findings,
+    counterfactual_description,
     sample_description,
-    twin_description,
 )
 from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.grid import Grid as PhantomGrid
@@ -67,8 +67,8 @@ class PhantomSource:
         return TRAINING if case < self.cases - self._data.held_out else HELD_OUT
 
     def counterfactual(self) -> "PhantomSource":
-        """The patients with the findings of `twin_description`."""
-        return type(self)(self._data, twin_description)
+        """The patients with the findings of `counterfactual_description`."""
+        return type(self)(self._data, counterfactual_description)
 
 
 def _phantom_grid(grid: Grid) -> PhantomGrid:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gct_jax.config import ModelConfig, literal, override
 from gct_jax.errors import ConfigError, InputError
+from gct_jax.notes import tell
 from gct_jax.runtime.files import replace_files_when_done
 from gct_jax.runtime.stopping import deferred
 
@@ -24,9 +25,9 @@ KINDS = {
     "quantizer": ("quantizer",),
 }
 FREE_FIELDS = ("name", "description", "volume.", "diffusion.", "sampling.", "t5.max_length")
-BESIDE = ("token_critic", "self_critic", "quantizer")  # no part of a model folder
+BESIDE = ("quantizer",)  # no component of a model folder
+CRITICS = ("token_critic", "self_critic")  # alone in their files
 WITH_COPIES = ("ctvit", "transformer", "superres", "critic")
-SECTIONS = {"ctvit": "ctvit", "superres": "unet"}
 TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
 LICENSE_TEXT = "These weights were converted from {}. The licence of those files applies.\n"
 NOT_IN_WEIGHTS = """\
@@ -37,7 +38,7 @@ not in the weights, with the published system's values as defaults; change them 
   sampling.steps, .temperature, .guidance, .superres_steps, .superres_guidance, ...
   t5.max_length; ctvit.channels (without a discriminator)
   ctvit.patch_size (square unless given, for instance '(16, 12)' for height and width)
-  unet.resnet_groups, .cosine_sim_attn, .scale_skip_connection, .self_cond,
+  superres.resnet_groups, .cosine_sim_attn, .scale_skip_connection, .self_cond,
   .cond_images_channels; .use_linear_cross_attn (True, or per level '(True, False)');
   .attn_dim_head (where no level has softmax attention)
 what was assumed is printed. Of a trainer's checkpoint the averaged (EMA) weights are used; --copy
@@ -72,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     generatect.add_argument(
         "--critic",
         **weight_file,
-        help="a token critic or self critic alone; its weights are put beside the model's",
+        help="a token critic or self critic alone, beside --transformer",
     )
     generatect.add_argument(
         "--quantizer", **weight_file, help="a codebook alone; put beside the model's weights"
@@ -118,7 +119,9 @@ def run(arguments: argparse.Namespace) -> None:
     config: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     for file in files:
-        if file.kind not in BESIDE:
+        if file.kind in CRITICS:
+            _add_critic(file, config, variables)
+        elif file.kind not in BESIDE:
             config |= file.config
             variables |= file.variables
     tokenizer_bytes = None
@@ -137,8 +140,9 @@ def run(arguments: argparse.Namespace) -> None:
         description=f"converted from {names}",
         ctvit=config.get("ctvit"),
         maskgit=config.get("maskgit"),
+        critic=config.get("critic"),
         t5=config.get("t5"),
-        unet=config.get("superres"),
+        superres=config.get("superres"),
     )
     model = override(model, [text for text in arguments.set if text.startswith(FREE_FIELDS)])
     with replace_files_when_done(arguments.out) as folder:
@@ -153,7 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for file in beside:
             write_beside(folder, file)
-        kept = [unused(file) if file.kind in BESIDE else file for file in files]
+        kept = [unused(file) if file.kind in (*BESIDE, *CRITICS) else file for file in files]
         write_set_aside(folder, kept)
     _report(arguments.out, model, variables, files, arguments.set)
 
@@ -178,13 +182,16 @@ def _weight_files(arguments: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def _parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
-    """Values for the networks themselves: {"unet": .., "ctvit": ..}; the others are checked."""
-    values: dict[str, dict[str, Any]] = {"unet": {}, "ctvit": {}}
+    """Values for the networks themselves: {"superres": .., "ctvit": ..}; the others are checked."""
+    values: dict[str, dict[str, Any]] = {"superres": {}, "ctvit": {}}
     for text in assignments:
         field, separator, value = text.partition("=")
         if not separator:
             raise InputError(f"--set {text} is not of the form FIELD=VALUE")
         part, _, name = field.strip().partition(".")
+        if part == "unet":
+            tell("--set unet.* is called --set superres.* now")
+            part = "superres"
         if part in values:
             values[part][name] = literal(value.strip())
         elif not field.startswith(FREE_FIELDS):
@@ -204,13 +211,38 @@ def _read_files(
         file = read_reference(
             path,
             ctvit_options=assignments["ctvit"],
-            unet_options=assignments["unet"],
+            unet_options=assignments["superres"],
             copy=arguments.copy if option in WITH_COPIES else None,
         )
         if file.kind not in KINDS[option]:
             raise InputError(f"--{option} {path}: this is a {file.kind} file")
         files.append(file)
     return files
+
+
+def _add_critic(file: "ReferenceFile", config: dict[str, Any], variables: dict[str, Any]) -> None:
+    """Add what a critic's own file holds to the components.
+
+    Raises:
+      InputError: there is a critic already, or a self critic's MaskGIT is another one than that of
+        the transformer.
+    """
+    from gct_jax.interop.generatect.files import critic_component, first_difference
+
+    if "critic" in config:
+        raise InputError("--critic: the --transformer holds a critic of its own; give only one")
+    new_config, new_variables = critic_component(file)
+    if "maskgit" in new_variables and "maskgit" in variables:
+        difference = first_difference(variables["maskgit"], new_variables["maskgit"])
+        if difference is not None:
+            raise InputError(
+                "--critic scores another MaskGIT than that of --transformer, first in "
+                f"{difference}; give the two that were trained together"
+            )
+    if file.kind == "token_critic" and "maskgit" not in variables:
+        raise InputError("--critic needs the MaskGIT that it judges: give --transformer too")
+    config |= new_config
+    variables |= new_variables
 
 
 def _use_one_ctvit(files: list["ReferenceFile"]) -> list["ReferenceFile"]:
@@ -238,13 +270,13 @@ def _assumed(model: ModelConfig, files: list["ReferenceFile"], assignments: list
     """For each field that no file tells and no option gave: "--set FIELD=VALUE"."""
     given = {text.partition("=")[0].strip() for text in assignments}
     fields = {
-        f"{SECTIONS[part]}.{name}": value
+        f"{part}.{name}": value
         for file in files
         for part, values in file.assumed.items()
         for name, value in values.items()
     }
     for section in ("diffusion", "sampling"):
-        if model.unet is not None or (section == "sampling" and model.maskgit is not None):
+        if model.superres is not None or (section == "sampling" and model.maskgit is not None):
             values = dataclasses.asdict(getattr(model, section))
             fields |= {f"{section}.{name}": value for name, value in values.items()}
     if model.t5 is not None:
@@ -275,10 +307,12 @@ def _provenance(
     if tokenizer_bytes is not None:
         identities[TOKENIZER] = bytes_identity(tokenizer_bytes)
     text = {name: identities[name] for name in ("t5", TOKENIZER) if name in identities}
-    readers = [part for part in ("maskgit", "superres") if part in identities]
+    readers = [part for part in ("maskgit", "critic", "superres") if part in identities]
     trained_with: dict[str, dict[str, str]] = {part: dict(text) for part in readers}
     if any(file.kind == "transformer" for file in files):
         trained_with["maskgit"]["ctvit"] = identities["ctvit"]
+    if "critic" in trained_with:
+        trained_with["critic"]["maskgit"] = identities["maskgit"]
     return Provenance(identities, trained_with)
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gct_jax.commands.ct_options import add_ct_options, read_ct
-from gct_jax.config import to_dict
+from gct_jax.config import module_fields
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.notes import tell
 from gct_jax.runtime.files import replace_when_done, require_file
@@ -170,15 +170,15 @@ def run_decode(arguments: argparse.Namespace) -> None:
 
 
 def tokenizer_sha256(model: "Model") -> str:
-    """Hash of CT-ViT's configuration and weights; other parts of a model may change freely.
+    """Hash of CT-ViT's configuration and weights; other components of a model may change freely.
 
     Raises:
       ModelFolderError: the model has no CT-ViT.
     """
-    from gct_jax.parts import require_part
+    from gct_jax.components import require_component
 
-    require_part(model.config, "ctvit")
-    digest = hashlib.sha256(json.dumps(to_dict(model.config.ctvit), sort_keys=True).encode())
+    require_component(model.config, "ctvit")
+    digest = hashlib.sha256(json.dumps(module_fields(model.config.ctvit), sort_keys=True).encode())
     with (model.folder / "ctvit.safetensors").open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

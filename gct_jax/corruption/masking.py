@@ -1,13 +1,13 @@
 """The forward process of masked token modelling (MaskGIT, Chang et al. 2022, section 3).
 
-With n tokens x_1..x_n of which the set M is hidden:
+With n tokens x_1..x_n of which the set M is masked:
 
   (1) masking ratio      r(p) = cos(pi p / 2),  progress p in [0, 1]
-  (2) number hidden      k    = max(1, round_half_even(r n))
+  (2) number masked      k    = max(1, round_half_even(r n))
   (3) training loss      L    = -1/|M| sum over i in M of log softmax(logits_i)[x_i]
   (4) Gumbel noise       g    = -ln(-ln(u + e) + e),  u ~ U[0, 1),  e = 1e-10
   (5) sampled token      y_i  = argmax(logits_i / temperature + g)
-  (6) critic label       c_i  = 1 if the token shown to the critic differs from x_i, else 0
+  (6) critic label       c_i  = 1 if the token that the critic reads differs from x_i, else 0
 
 Random numbers are arguments wherever a result has to be reproducible from recorded ones.
 """
@@ -22,7 +22,7 @@ MIN_TEMPERATURE = 1e-10  # keeps temperature 0 finite in float32; the noise then
 
 
 def mask_ratio(progress: jax.Array) -> jax.Array:
-    """Equation (1): 1 at progress 0 (all tokens hidden), 0 at progress 1. Any shape."""
+    """Equation (1): 1 at progress 0 (all tokens masked), 0 at progress 1. Any shape."""
     return jnp.cos(progress * (jnp.pi / 2))
 
 
@@ -91,12 +91,12 @@ def reference_random_subset(uniforms: jax.Array, ratio: jax.Array, valid: jax.Ar
 
 
 def masked_cross_entropy(logits: jax.Array, ids: jax.Array, weight: jax.Array) -> jax.Array:
-    """Equation (3) over all hidden tokens of the batch, scalar float32; 0 if none is hidden.
+    """Equation (3) over all masked tokens of the batch, scalar float32; 0 if none is masked.
 
     Args:
       logits: [batch, ..., num_tokens].
       ids: true tokens, int32 [batch, ...].
-      weight: [batch, ...]: whether a token is hidden, as bool, or how much it counts.
+      weight: [batch, ...]: whether a token is masked, as bool, or how much it counts.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     picked = jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
@@ -123,10 +123,10 @@ def gumbel_argmax(
 
 
 def critic_labels(shown_ids: jax.Array, ids: jax.Array) -> jax.Array:
-    """Equation (6), float32 [batch, ...]: 1 where the critic was shown a wrong token.
+    """Equation (6), float32 [batch, ...]: 1 where the critic reads a wrong token.
 
     Args:
-      shown_ids: what the critic reads: sampled tokens where hidden, true ones elsewhere. GenerateCT
+      shown_ids: what the critic reads: sampled tokens where masked, true ones elsewhere. GenerateCT
         compares the tokens sampled at every position instead, and thereby calls visible true tokens
         fake; passing those gives its labels.
       ids: the true tokens.

@@ -16,7 +16,7 @@ import jax
 from gct_jax.kernels.scheduling import after
 
 
-def recomputed(layer: nn.Module, x: jax.Array, *others: Any) -> jax.Array:
+def rematerialized(layer: nn.Module, x: jax.Array, *others: Any) -> jax.Array:
     """`layer(x, *others)`, of which the backward pass keeps only the arguments.
 
     Args:

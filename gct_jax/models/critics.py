@@ -1,4 +1,4 @@
-"""Critics: which of the tokens shown are not the true ones (Lezama et al. 2022, "Token-Critic").
+"""Critics: which of the tokens are not the true ones (Lezama et al. 2022, "Token-Critic").
 
 Both return one logit per token, high where the token looks sampled. `TokenCritic` is a model of
 its own; `SelfCritic` reads the hidden states of a MaskGIT.
@@ -28,7 +28,7 @@ class TokenCritic(nn.Module):
       context_dim: width of the text embedding; None: no text.
       ff_dim: hidden units of the feed-forward layers; None: floor(8 dim / 3).
       backend: see `gct_jax.kernels.attention.attention`.
-      recompute: the backward pass computes each layer again instead of keeping it.
+      remat: the backward pass computes each layer again instead of keeping it.
       dtype: computation type; norms and softmax stay float32.
     """
 
@@ -41,7 +41,7 @@ class TokenCritic(nn.Module):
     context_dim: int | None = 768
     ff_dim: int | None = None
     backend: str = "auto"
-    recompute: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -66,7 +66,7 @@ class TokenCritic(nn.Module):
             causal_peg=False,
             backend=self.backend,
             ff_dim=self.ff_dim,
-            recompute=self.recompute,
+            remat=self.remat,
             dtype=self.dtype,
             name="transformer",
         )(x, None, context, context_mask, token_mask)

@@ -12,7 +12,6 @@ token depends on its own and earlier slices only, in both directions; published 
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -23,6 +22,7 @@ from einops import rearrange
 from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.positions import ContinuousPositionBias
 from gct_jax.models.quantizer import CosineQuantizer, straight_through
+from gct_jax.models.token_grid import PatchSize, patch_sides, token_grid
 from gct_jax.models.transformer import Transformer, layer_norm
 
 
@@ -41,50 +41,6 @@ class CTViTOutput(NamedTuple):
     latents: jax.Array
     codes: jax.Array
     features: jax.Array
-
-
-PatchSize = int | tuple[int, int]
-
-
-def patch_sides(patch_size: PatchSize) -> tuple[int, int]:
-    """Height and width of a patch in pixels; one number stands for a square."""
-    return (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-
-
-def token_grid(
-    depth: int, height: int, width: int, *, patch_size: PatchSize, temporal_patch_size: int
-) -> tuple[int, int, int]:
-    """Token grid (t, h, w) of a volume.
-
-    Raises:
-      ValueError: a size that the patches do not divide.
-    """
-    if depth < 1 or (depth - 1) % temporal_patch_size:
-        raise ValueError(
-            f"{depth} slices: a temporal patch of {temporal_patch_size} needs a count of "
-            f"1 + a multiple of {temporal_patch_size}; "
-            f"the nearest is {nearest_slice_count(depth, temporal_patch_size)}"
-        )
-    rows, columns = patch_sides(patch_size)
-    if height < 1 or width < 1 or height % rows or width % columns:
-        raise ValueError(f"slices of {height} x {width} are not a multiple of patch {patch_size}")
-    return 1 + (depth - 1) // temporal_patch_size, height // rows, width // columns
-
-
-def slice_count(frames: int, temporal_patch_size: int) -> int:
-    """Slices that `frames` token frames decode to."""
-    return 1 + (frames - 1) * temporal_patch_size
-
-
-def covering_slice_count(slices: int, temporal_patch_size: int) -> int:
-    """The smallest allowed number of slices that is at least `slices`."""
-    return slice_count(1 + math.ceil((slices - 1) / temporal_patch_size), temporal_patch_size)
-
-
-def nearest_slice_count(slices: int, temporal_patch_size: int) -> int:
-    """The allowed number of slices nearest to `slices`, the larger one of two."""
-    frames = 1 + (2 * (slices - 1) + temporal_patch_size) // (2 * temporal_patch_size)
-    return slice_count(max(1, frames), temporal_patch_size)
 
 
 def to_patches(
@@ -163,7 +119,7 @@ class CTViT(nn.Module):
       temporal_peg: "grid", or "interleaved" for published weights (see `PositionConvolution`).
       patch_norm: "output" normalises embedded patches only, so that their density in HU reaches
         the network; "both" normalises raw patches too, for published weights.
-      recompute: of the transformers' layers, see `Transformer`.
+      remat: of the transformers' layers, see `Transformer`.
       dtype: computation type; parameters, norms, softmax and codebook are float32.
 
     Volumes are [batch, depth, height, width, channels], HU / 1000 in [-1, 1]. Any depth that
@@ -182,7 +138,7 @@ class CTViT(nn.Module):
     temporal_attention: str = "causal"
     temporal_peg: str = "grid"
     patch_norm: str = "output"
-    recompute: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -196,7 +152,7 @@ class CTViT(nn.Module):
                 self.heads,
                 self.dim_head,
                 attend="space",
-                recompute=self.recompute,
+                remat=self.remat,
                 dtype=self.dtype,
             )
 
@@ -209,7 +165,7 @@ class CTViT(nn.Module):
                 attend="time",
                 causal=self.temporal_attention == "causal",
                 peg_layout=self.temporal_peg,
-                recompute=self.recompute,
+                remat=self.remat,
                 dtype=self.dtype,
             )
 

@@ -1,4 +1,4 @@
-"""MaskGIT: a bidirectional transformer that predicts hidden tokens of a CT volume from text.
+"""MaskGIT: a bidirectional transformer that predicts masked tokens of a CT volume from text.
 
 The transformer of Chang et al. 2022 ("MaskGIT") on a 3D token grid, as in GenerateCT:
 
@@ -6,7 +6,7 @@ The transformer of Chang et al. 2022 ("MaskGIT") on a 3D token grid, as in Gener
     logits = W transformer(x, text) + b                                                 (2)
 
 Self attention spans all tokens with a 3D continuous position bias shared by the layers; cross
-attention reads the text. An id equal to `num_tokens` means "hidden".
+attention reads the text. An id equal to `num_tokens` means "masked".
 """
 
 import functools
@@ -23,7 +23,7 @@ from gct_jax.models.transformer import KeysValues, Transformer
 
 
 class TokenEmbedding(nn.Module):
-    """Equation (1): learned tables for tokens (one row more, for "hidden") and positions.
+    """Equation (1): learned tables for tokens (one row more, for "masked") and positions.
 
     Attributes:
       num_tokens: size of the codebook.
@@ -64,24 +64,24 @@ class TokenEmbedding(nn.Module):
         return tokens + positions[:length].astype(self.dtype).reshape(*grid, self.dim)
 
 
-def shrink_gradient(x: jax.Array, factor: float) -> jax.Array:
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
     """The value of `x` with its gradient multiplied by `factor`."""
     fixed = lax.stop_gradient(x)
     return fixed + factor * (x - fixed)
 
 
 class MaskGit(nn.Module):
-    """Text-conditioned predictor of hidden tokens.
+    """Text-conditioned predictor of masked tokens.
 
     Attributes:
-      num_tokens: size of the codebook; also the id that hides a token.
+      num_tokens: size of the codebook; also the id of a masked token.
       max_sequence_length: rows of the position table, the largest usable number of tokens.
       dim, depth, heads, dim_head: of the transformer; `dim_head` is the width of the bias MLP too.
       context_dim: width of the text embeddings, None for an unconditional model.
       ff_dim: hidden units of the feed-forward layers; None for floor(8 dim / 3).
-      gradient_shrink: factor on the gradient of the embeddings; the published model used 0.1.
+      scale_gradient: factor on the gradient of the embeddings; the published model used 0.1.
       backend: of the attention, see `gct_jax.kernels.attention.attention`.
-      recompute: of the transformer's layers, see `Transformer`.
+      remat: of the transformer's layers, see `Transformer`.
       dtype: computation type; parameters and logits are float32.
     """
 
@@ -93,9 +93,9 @@ class MaskGit(nn.Module):
     dim_head: int = 64
     context_dim: int | None = 768
     ff_dim: int | None = None
-    gradient_shrink: float = 1.0
+    scale_gradient: float = 1.0
     backend: str = "auto"
-    recompute: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -114,7 +114,7 @@ class MaskGit(nn.Module):
             causal_peg=False,
             backend=self.backend,
             ff_dim=self.ff_dim,
-            recompute=self.recompute,
+            remat=self.remat,
             dtype=self.dtype,
         )
         self.to_logits = nn.Dense(
@@ -132,8 +132,8 @@ class MaskGit(nn.Module):
     ) -> jax.Array:
         """The transformer's output, [batch, time, height, width, dim]. Arguments as `__call__`."""
         x = self.embedding(ids)
-        if self.gradient_shrink != 1:
-            x = shrink_gradient(x, self.gradient_shrink)
+        if self.scale_gradient != 1:
+            x = scale_gradient(x, self.scale_gradient)
         _, time, height, width = ids.shape
         bias = self.position_bias((time, height, width))
         return self.transformer(x, bias, context, context_mask, token_mask)
@@ -152,7 +152,7 @@ class MaskGit(nn.Module):
         """Equation (2).
 
         Args:
-          ids: int32 [batch, time, height, width], hidden tokens as `num_tokens`.
+          ids: int32 [batch, time, height, width], masked tokens as `num_tokens`.
           context: text embeddings [batch, length, context_dim], or what `context_keys` made of
             them, which saves steps that share the text its projections. None skips cross attention
             altogether, which is another function than the null branch of guidance.

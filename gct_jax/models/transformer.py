@@ -29,7 +29,7 @@ from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.gelu import gelu
 from gct_jax.kernels.linear import linear
-from gct_jax.kernels.remat import recomputed
+from gct_jax.kernels.remat import rematerialized
 from gct_jax.models.norms import LayerNorm
 from gct_jax.models.positions import PositionConvolution
 from gct_jax.sharding import constrain_batch
@@ -243,7 +243,7 @@ class Transformer(nn.Module):
       causal_peg, peg_layout: see `PositionConvolution`.
       backend: see `gct_jax.kernels.attention.attention`.
       ff_dim: hidden units of the feed-forward layers; None for floor(8 dim / 3).
-      recompute: the backward pass computes each layer again instead of keeping it.
+      remat: the backward pass computes each layer again instead of keeping it.
       dtype: computation type.
     """
 
@@ -258,7 +258,7 @@ class Transformer(nn.Module):
     peg_layout: str = "grid"
     backend: str = "auto"
     ff_dim: int | None = None
-    recompute: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -316,8 +316,8 @@ class Transformer(nn.Module):
         x = constrain_batch(x)
         for layer, layer_context in zip(self.layers, contexts, strict=True):
             arguments = x, bias, layer_context, context_mask, token_mask
-            again = self.recompute and not self.is_initializing()
-            x = constrain_batch(recomputed(layer, *arguments) if again else layer(*arguments))
+            again = self.remat and not self.is_initializing()
+            x = constrain_batch(rematerialized(layer, *arguments) if again else layer(*arguments))
         return self.norm_out(x)
 
     def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:

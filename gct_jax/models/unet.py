@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from gct_jax.errors import InputError
-from gct_jax.kernels.remat import recomputed
+from gct_jax.kernels.remat import rematerialized
 from gct_jax.models.unet_attention import CrossAttention, MapTransformer
 from gct_jax.models.unet_blocks import (
     Block,
@@ -71,7 +71,7 @@ class UNet(nn.Module):
       final_resnet_block: a ResNet block before the last convolution.
       scale_skip_connection: skips are divided by sqrt(2).
       dtype: computation type; norms, softmax and the output stay float32.
-      recompute: the backward pass computes each ResNet block again instead of keeping it.
+      remat: the backward pass computes each ResNet block again instead of keeping it.
     """
 
     dim: int = 64
@@ -114,7 +114,7 @@ class UNet(nn.Module):
     scale_skip_connection: bool = True
     resnet_groups: tuple[int, ...] = (8, 8, 8)
     dtype: Any = jnp.float32
-    recompute: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -237,8 +237,8 @@ class UNet(nn.Module):
         )
 
     def _run(self, block: ResnetBlock, x: Array, *conditions: Array) -> Array:
-        if self.recompute and not self.is_initializing():
-            return recomputed(block, x, *conditions)
+        if self.remat and not self.is_initializing():
+            return rematerialized(block, x, *conditions)
         out: Array = block(x, *conditions)
         return out
 

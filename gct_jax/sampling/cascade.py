@@ -8,7 +8,6 @@ The random key of a volume is key(seed); stage i draws from fold_in(key, i).
 """
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gct_jax.config import ModelConfig, SamplingConfig
+from gct_jax.components import build_component, has_component, present_components
+from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.kernels.portions import batches, pixels_per_batch
 from gct_jax.model_folder import Model
-from gct_jax.models import ctvit as tokenizer
-from gct_jax.parts import build_part, has_part
+from gct_jax.models.token_grid import covering_slice_count, slice_count, token_grid
 from gct_jax.random_keys import random_key
 from gct_jax.runtime.host import give_back_freed_memory
 from gct_jax.runtime.numerics import fixed_numerics
@@ -35,6 +34,7 @@ from gct_jax.sampling.programs import (
     sample_volumes,
     token_steps,
 )
+from gct_jax.sampling.settings import Settings, superres_settings
 from gct_jax.sampling.superres import super_resolve_slices
 from gct_jax.sampling.token_decoding import DecodingPlan, initial_state
 from gct_jax.text import pad_ids
@@ -43,54 +43,6 @@ from gct_jax.text import pad_ids
 Progress = Callable[[str, int, int], None]
 
 TOKEN_STAGE, SUPERRES_STAGE = 0, 1
-
-
-class Settings(NamedTuple):
-    """What a user chooses for volumes.
-
-    steps, temperature, guidance: of MaskGIT.
-    superres_steps, superres_guidance, superres_solver, superres_noise_depth_mm: of the U-Net.
-    slices: depth of the volume, a count that `fitting_slices` returns.
-    superres: False stops after CT-ViT.
-    dtype: of the computation, "float32" or "bfloat16".
-    """
-
-    slices: int
-    steps: int
-    temperature: float
-    guidance: float
-    superres_steps: int
-    superres_guidance: float
-    superres_solver: str
-    superres_noise_depth_mm: float = 0.0
-    superres: bool = True
-    dtype: str = "float32"
-
-
-def choose_settings(config: ModelConfig, **chosen: Any) -> Settings:
-    """The model's own settings and depth, with those fields of `chosen` in their place that are not
-    None.
-
-    Raises:
-      ConfigError: a value outside its range, see `SamplingConfig`.
-    """
-    given = {name: value for name, value in chosen.items() if value is not None}
-    fields = {field.name for field in dataclasses.fields(SamplingConfig)}
-    own = dataclasses.replace(
-        config.sampling, **{name: given[name] for name in fields.intersection(given)}
-    )
-    settings = Settings(
-        slices=config.volume.slices,
-        steps=own.steps,
-        temperature=own.temperature,
-        guidance=own.guidance,
-        superres_steps=own.superres_steps,
-        superres_guidance=own.superres_guidance,
-        superres_solver=own.superres_solver,
-        superres_noise_depth_mm=own.superres_noise_depth_mm,
-    )
-    rest = {name: given[name] for name in given.keys() - fields}
-    return settings._replace(**rest)
 
 
 class Generated(NamedTuple):
@@ -108,12 +60,12 @@ class Generated(NamedTuple):
 
 
 def require_generator(config: ModelConfig, superres: bool) -> None:
-    """Raise ModelFolderError unless the model has every part that generation needs."""
-    for part in ("t5", "maskgit", "ctvit", *(["superres"] if superres else [])):
-        if not has_part(config, part):
+    """Raise ModelFolderError unless the model has every component that generation needs."""
+    for component in ("t5", "maskgit", "ctvit", *(["superres"] if superres else [])):
+        if not has_component(config, component):
             without = "; it can generate without (superres=False, --no-superres)"
-            hint = without if part == "superres" else ""
-            raise ModelFolderError(f"model '{config.name}' has no part '{part}'{hint}")
+            hint = without if component == "superres" else ""
+            raise ModelFolderError(f"model '{config.name}' has no component '{component}'{hint}")
 
 
 def fitting_slices(config: ModelConfig, asked: int) -> int:
@@ -127,10 +79,10 @@ def fitting_slices(config: ModelConfig, asked: int) -> int:
     if asked < 1:
         raise InputError(f"{asked} slices cannot be generated; ask for at least 1")
     patch = ctvit.temporal_patch_size
-    fitting = tokenizer.covering_slice_count(asked, patch)
-    _, height, width = token_grid(config, 1)
+    fitting = covering_slice_count(asked, patch)
+    _, height, width = model_token_grid(config, 1)
     frames = maskgit.max_sequence_length // (height * width)
-    most = tokenizer.slice_count(frames, patch)
+    most = slice_count(frames, patch)
     if fitting > most:
         raise InputError(
             f"{asked} slices are more than model '{config.name}' holds: at most {most}"
@@ -141,7 +93,7 @@ def fitting_slices(config: ModelConfig, asked: int) -> int:
 @functools.partial(jax.jit, static_argnames="config")
 def embed_text(variables: Any, text_ids: jax.Array, *, config: ModelConfig) -> jax.Array:
     """Text ids [batch, length] -> embeddings [batch, length, dim]."""
-    return build_part(config, "t5").apply(variables, text_ids)
+    return build_component(config, "t5").apply(variables, text_ids)
 
 
 def generate_volumes(
@@ -169,7 +121,7 @@ def generate_volumes(
         progress in between.
 
     Raises:
-      ModelFolderError: the model lacks a part (see `require_generator`).
+      ModelFolderError: the model lacks a component (see `require_generator`).
     """
     with fixed_numerics():
         return _generate(model, text_ids, seeds, settings, on_progress, room, stepwise)
@@ -241,7 +193,8 @@ def sample_low_resolution(
     rows = np.minimum(np.arange(max(room, count)), count - 1)
     padded = pad_ids(text_ids, config.t5.max_length)
     stage_keys = jnp.stack([jax.random.fold_in(keys[i], TOKEN_STAGE) for i in rows])
-    variables = {part: model.variables(part) for part in ("t5", "maskgit", "ctvit")}
+    networks = [name for name in present_components(config) if name != "superres"]
+    variables = {name: model.variables(name) for name in networks}
     program = sampling_program(config, settings)
     steps = program.plan.steps
     on_progress("tokens", 0, steps)
@@ -299,11 +252,11 @@ def _step_by_step(
         return prompts, state.ids, jax.block_until_ready(volumes)
 
 
-def token_grid(config: ModelConfig, slices: int) -> tuple[int, int, int]:
+def model_token_grid(config: ModelConfig, slices: int) -> tuple[int, int, int]:
     """(time, height, width) of the tokens of so many slices."""
     assert config.ctvit
     size, patches = config.volume.image_size, config.ctvit
-    return tokenizer.token_grid(
+    return token_grid(
         slices,
         size,
         size,
@@ -316,10 +269,12 @@ def sampling_program(config: ModelConfig, settings: Settings) -> Program:
     """What to compile for these settings."""
     assert config.ctvit and config.maskgit
     plan = DecodingPlan(
-        grid=token_grid(config, settings.slices),
+        grid=model_token_grid(config, settings.slices),
         mask_id=config.maskgit.num_tokens,
         steps=settings.steps,
         temperature=settings.temperature,
+        critic_noise=settings.critic_noise,
+        critic_noise_schedule=settings.critic_noise_schedule,
     )
     return Program(config, plan, settings.dtype, with_null=settings.guidance != 1)
 
@@ -350,9 +305,9 @@ def super_resolve(
     Returns:
       float32 [n, depth, size, size, channels] in [-1, 1].
     """
-    unet, diffusion = model.config.unet, model.config.diffusion
+    unet, diffusion = model.config.superres, model.config.diffusion
     assert unet and diffusion
-    depth, spacing_mm = volumes.shape[1], model.config.volume.slice_spacing_mm
+    depth = volumes.shape[1]
     slices = len(volumes) * depth
     batch, at_once = batches(depth, pixels_per_batch(unet.dim) // diffusion.image_size**2)
     on_progress("superres", 0, slices)
@@ -364,21 +319,9 @@ def super_resolve(
         text if unet.text_embed_dim else None,
         text_mask if unet.text_embed_dim else None,
         jnp.stack([jax.random.fold_in(key, SUPERRES_STAGE) for key in keys]),
-        image_size=diffusion.image_size,
-        steps=settings.superres_steps,
-        guidance=settings.superres_guidance,
-        solver=settings.superres_solver,
+        superres_settings(model.config, settings),
         batch=batch,
         at_once=at_once,
-        objective=diffusion.objective,
-        noise_schedule=diffusion.noise_schedule,
-        low_res_noise_schedule=diffusion.low_res_noise_schedule,
-        low_res_noise_level=diffusion.low_res_noise_level,
-        percentile=(
-            diffusion.dynamic_thresholding_percentile if diffusion.dynamic_thresholding else None
-        ),
-        self_cond=unet.self_cond,
-        noise_turn=max(1.0, settings.superres_noise_depth_mm / spacing_mm),
         on_batch=lambda done: on_progress("superres", done, slices),
     )
 
@@ -386,4 +329,4 @@ def super_resolve(
 @functools.lru_cache(maxsize=4)
 def _unet_function(config: ModelConfig, dtype: str) -> Callable[..., jax.Array]:
     """The U-Net's `apply`, the same object for the same config, so that jit knows it again."""
-    return build_part(config, "superres", jnp.dtype(dtype)).apply
+    return build_component(config, "superres", jnp.dtype(dtype)).apply

@@ -6,9 +6,10 @@ its last bits on the shape of the whole, and one such bit can turn the choice of
 which the volumes part. What a batch saves is not arithmetic but the rest: one program, one
 dispatch, no waiting for the host between samples.
 
-`variables` are those of the parts "t5", "maskgit" and "ctvit" by name, of which a program takes
-what it needs. `sample_volumes` is everything in one program; `prepare_prompts`, `token_steps` and
-`decode_volumes` are the same in three, for a caller who wants to watch the steps.
+`variables` are those of the components by name ("t5", "maskgit", "ctvit" and "critic", if there is
+one), of which a program takes what it needs. `sample_volumes` is everything in one program;
+`prepare_prompts`, `token_steps` and `decode_volumes` are the same in three, for a caller who wants
+to watch the steps.
 """
 
 import functools
@@ -18,16 +19,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gct_jax.components import build_component, joined_variables
 from gct_jax.config import ModelConfig
-from gct_jax.models.ctvit import CTViT
 from gct_jax.models.maskgit import MaskGit
-from gct_jax.parts import build_part
+from gct_jax.sampling.guidance import with_guidance
 from gct_jax.sampling.token_decoding import (
     DecodingPlan,
     DecodingState,
     decode_range,
     initial_state,
-    with_guidance,
 )
 
 
@@ -44,8 +44,8 @@ class Program(NamedTuple):
     with_null: bool = True
 
     def part(self, name: str) -> Any:
-        """The module of one part."""
-        return build_part(self.config, name, jnp.dtype(self.dtype))
+        """The module of one component."""
+        return build_component(self.config, name, jnp.dtype(self.dtype))
 
 
 class Prompts(NamedTuple):
@@ -180,11 +180,16 @@ def _token_steps(
     apply = functools.partial(program.part("maskgit").apply, variables["maskgit"])
     weight = guidance if program.with_null else 1
     logits_fn = with_guidance(apply, prompts.keys, prompts.mask, weight)
-    state = decode_range(state, start, stop, keys, program.plan, logits_fn)
+    critic_fn = None
+    if program.config.critic is not None:
+        weights = joined_variables(program.config, "critic", variables)
+        judge = functools.partial(program.part("critic").apply, weights)
+        critic_fn = with_guidance(judge, prompts.embeddings, prompts.mask, weight)
+    state = decode_range(state, start, stop, keys, program.plan, logits_fn, critic_fn=critic_fn)
     return jax.tree.map(lambda leaf: leaf[0], state)
 
 
 def _decode(variables: dict[str, Any], program: Program, token_ids: jax.Array) -> jax.Array:
     ctvit = program.part("ctvit")
-    volume = ctvit.apply(variables["ctvit"], token_ids[None], method=CTViT.decode)
+    volume = ctvit.apply(variables["ctvit"], token_ids[None], method="decode")
     return jnp.clip(volume[0], -1.0, 1.0)

@@ -1,6 +1,6 @@
 """Parallel decoding of tokens with MaskGIT (Chang et al. 2022, section 3.2), guided by text.
 
-Of N new tokens, step s = 0 .. S-1 hides
+Of N new tokens, step s = 0 .. S-1 masks
 
   (1) k_s = max(1, round_half_even(N cos(pi s / 2S)))
 
@@ -8,17 +8,15 @@ those with the highest scores (all in step 0, where every score is 0), predicts 
 
   (2) x_i = argmax(logits_i / tau_s + gumbel_i),  tau_s = tau (S - 1 - s) / S
 
-for the hidden positions. The logits are extrapolated from the unconditional ones,
+for the masked positions. The logits are guided by the text (`gct_jax.sampling.guidance`).
 
-  (3) logits = null + w (cond - null).
+Scores for the next step say how doubtful a token is. Without a critic an unmasked token stays:
 
-Scores for the next step say how doubtful a token is. Without a critic a shown token stays for good:
-
-  (4) score_i = 1 - softmax(logits_i)[x_i] if it was hidden in this step, else -10^4.
+  (3) score_i = 1 - softmax(logits_i)[x_i] if it was masked in this step, else -10^4.
 
 A critic judges all tokens anew, with noise that by default fades:
 
-  (5) score_i = critic_i + K a_s (u_i - 1/2),  a_s = 1, (S - 1 - s) / S or (s + 1) / S.
+  (4) score_i = critic_i + K a_s (u_i - 1/2),  a_s = 1, (S - 1 - s) / S or (s + 1) / S.
 
 All functions are pure. `decode_tokens` is the whole loop; for a progress bar compile `decode_range`
 once with traced bounds and call it for one step after the other.
@@ -26,17 +24,17 @@ once with traced bounds and call it for one step after the other.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
 
+from gct_jax.config import CRITIC_NOISE_SCHEDULES
 from gct_jax.corruption.masking import gumbel_argmax, smallest
 from gct_jax.ranges import RANGE, Checked, Range, choice, number
 
-SHOWN_SCORE = -1e4  # below every score of a hidden token, which lies in [0, 1]
+UNMASKED_SCORE = -1e4  # below every score of a masked token, which lies in [0, 1]
 
 TokenFn = Callable[[jax.Array], jax.Array]
 
@@ -46,9 +44,9 @@ class DecodingPlan(Checked):
     """How to decode; static and hashable, so it can be a static argument of `jax.jit`.
 
     grid: (time, height, width) of the new tokens, without prime frames.
-    mask_id: the id that hides a token; equals the number of tokens in the vocabulary.
+    mask_id: the id of a masked token; equals the number of tokens in the vocabulary.
     steps: S. temperature: tau of equation (2).
-    critic_noise, critic_noise_schedule: K and a_s of equation (5): "fixed", "decay", "increase".
+    critic_noise, critic_noise_schedule: K and a_s of equation (4): "fixed", "decay", "increase".
     """
 
     grid: tuple[int, int, int]
@@ -56,9 +54,9 @@ class DecodingPlan(Checked):
     steps: int = number(18, least=1)
     temperature: float = number(0.9, least=0)
     critic_noise: float = number(1.0, least=0)
-    critic_noise_schedule: str = choice("decay", ("fixed", "decay", "increase"))
+    critic_noise_schedule: str = choice("decay", CRITIC_NOISE_SCHEDULES)
 
-    def hidden_counts(self) -> np.ndarray:
+    def masked_counts(self) -> np.ndarray:
         """Equation (1), int32 [steps]; in float32 like the reference, which decides ties."""
         progress = (np.arange(self.steps) / self.steps).astype(np.float32)
         ratio = np.cos(progress * np.float32(np.pi / 2))
@@ -70,7 +68,7 @@ class DecodingPlan(Checked):
         return (self.temperature * self._fading()).astype(np.float32)
 
     def critic_noise_scales(self) -> np.ndarray:
-        """K a_s of equation (5), float32 [steps]."""
+        """K a_s of equation (4), float32 [steps]."""
         shapes = {
             "fixed": np.ones(self.steps),
             "decay": self._fading(),
@@ -98,7 +96,7 @@ class StepNoise(NamedTuple):
 
 
 def initial_state(batch: int, plan: DecodingPlan) -> DecodingState:
-    """Everything hidden: step 0 reads neither the ids nor, as all are equal, the scores."""
+    """Everything masked: step 0 reads neither the ids nor, as all are equal, the scores."""
     shape = (batch, *plan.grid)
     return DecodingState(jnp.full(shape, plan.mask_id, jnp.int32), jnp.zeros(shape))
 
@@ -131,28 +129,28 @@ def decode_step(
     critic_fn: TokenFn | None = None,
     prime_ids: jax.Array | None = None,
 ) -> DecodingState:
-    """One step: hide the most doubtful tokens, predict them, draw, score.
+    """One step: mask the most doubtful tokens, predict them, draw, score.
 
     Args:
       step: s, a scalar that may be traced.
       logits_fn: ids [batch, T, height, width] -> logits [batch, T, height, width, vocabulary].
       critic_fn: ids -> score "this token is fake" [batch, T, height, width].
       prime_ids: known tokens [batch, prime_time, height, width] that precede the new ones: the
-        functions see T = prime_time + time frames; they are never hidden.
+        functions see T = prime_time + time frames; they are never masked.
     """
     prime_time = 0 if prime_ids is None else prime_ids.shape[1]
 
     def with_prime(ids: jax.Array) -> jax.Array:
         return ids if prime_ids is None else jnp.concatenate([prime_ids, ids], axis=1)
 
-    hidden = smallest(-state.scores, jnp.asarray(plan.hidden_counts())[step])
-    seen_ids = jnp.where(hidden, plan.mask_id, state.ids)  # [batch, time, height, width]
+    masked = smallest(-state.scores, jnp.asarray(plan.masked_counts())[step])
+    seen_ids = jnp.where(masked, plan.mask_id, state.ids)  # [batch, time, height, width]
     logits = logits_fn(with_prime(seen_ids))[:, prime_time:].astype(jnp.float32)
     drawn = gumbel_argmax(logits, noise.tokens, jnp.asarray(plan.temperatures())[step])
-    ids = jnp.where(hidden, drawn, state.ids)
+    ids = jnp.where(masked, drawn, state.ids)
     if critic_fn is None:
         chosen = jnp.take_along_axis(jax.nn.softmax(logits), ids[..., None], axis=-1)[..., 0]
-        return DecodingState(ids, jnp.where(hidden, 1.0 - chosen, SHOWN_SCORE))
+        return DecodingState(ids, jnp.where(masked, 1.0 - chosen, UNMASKED_SCORE))
     scores = critic_fn(with_prime(ids))[:, prime_time:].astype(jnp.float32)
     noise_scale = jnp.asarray(plan.critic_noise_scales())[step]
     return DecodingState(ids, scores + noise_scale * (noise.critic - 0.5))
@@ -211,41 +209,3 @@ def decode_tokens(
         prime_ids=prime_ids,
     )
     return state.ids if prime_ids is None else jnp.concatenate([prime_ids, state.ids], axis=1)
-
-
-def guided(null: jax.Array, cond: jax.Array, scale: jax.Array | float) -> jax.Array:
-    """Equation (3): classifier-free guidance with weight `scale`; 1 gives `cond`."""
-    return null + scale * (cond - null)
-
-
-def with_guidance(
-    apply: Callable[[jax.Array, Any, jax.Array], jax.Array],
-    context: Any,
-    context_mask: jax.Array | None,
-    scale: jax.Array | float,
-) -> TokenFn:
-    """A guided function of the ids alone, for `decode_step`, from a text-conditioned one.
-
-    Both branches run as one batch; the null branch is the same text with every token masked.
-
-    Args:
-      apply: (ids [batch, T, height, width], context, context_mask) -> outputs [batch, T, ...], a
-        MaskGIT or a critic with its weights.
-      context: text embeddings [batch, length, width], or any tree of arrays [batch, ...] made of
-        them once for all steps (`MaskGit.context_keys`).
-      context_mask: bool [batch, length]; None only beside embeddings: all valid.
-      scale: w of equation (3). The Python number 1 skips the null branch.
-    """
-    mask = jnp.ones(context.shape[:2], bool) if context_mask is None else context_mask
-    if isinstance(scale, (int, float)) and scale == 1:
-        return lambda ids: apply(ids, context, mask)
-    # The pair of a sample stays adjacent, so that a batch spread over devices need not move.
-    pair_context = jax.tree.map(lambda leaf: repeat(leaf, "b ... -> (b pair) ...", pair=2), context)
-    pair_mask = rearrange(jnp.stack([mask, jnp.zeros_like(mask)], axis=1), "b pair l -> (b pair) l")
-
-    def guided_fn(ids: jax.Array) -> jax.Array:
-        outputs = apply(repeat(ids, "b ... -> (b pair) ...", pair=2), pair_context, pair_mask)
-        cond, null = rearrange(outputs, "(b pair) ... -> pair b ...", pair=2)
-        return guided(null, cond, scale)
-
-    return guided_fn

@@ -151,9 +151,9 @@ class Checkpoints:
 def state_items(state: TrainState) -> dict[str, Any]:
     """The trees of a state by item, such as "ema.ctvit"; empty ones are left out."""
     return {
-        f"{name}.{part}": tree
+        f"{name}.{component}": tree
         for name in _TREES
-        for part, tree in getattr(state, name).items()
+        for component, tree in getattr(state, name).items()
         if jax.tree.leaves(tree)
     }
 
@@ -162,8 +162,8 @@ def with_items(state: TrainState, items: dict[str, Any]) -> TrainState:
     """The state with the trees of `items` in the place of its own."""
     trees = {name: dict(getattr(state, name)) for name in _TREES}
     for item, tree in items.items():
-        name, _, part = item.partition(".")
-        trees[name][part] = tree
+        name, _, component = item.partition(".")
+        trees[name][component] = tree
     return state.replace(**trees)
 
 

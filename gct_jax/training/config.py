@@ -3,7 +3,7 @@ overrides their fields by name (`optimizer.learning_rate=1e-4`)."""
 
 import dataclasses
 
-from gct_jax.config import LARGEST_SEED, ModelConfig
+from gct_jax.config import LARGEST_SEED, CriticConfig, ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.ranges import RANGE, Checked, Range, choice, number
 
@@ -74,28 +74,31 @@ class CTViTTraining(Checked):
     raw ones.
     For the first `continuous_steps` the decoder sees latents that are not quantised yet, so that
     the codebook starts from tokens that mean something instead of collapsing onto a few.
-    `principal_start` > 0: patches of that many volumes give the first weights
-    (`gct_jax.training.ctvit_start`); 0 draws them.
     `vgg16` is a .safetensors file of torchvision's VGG-16, for the perceptual loss.
     `soft_tissue_weight` adds a mean absolute error of the soft-tissue window, where contrast is
     small, `lung_weight` a mean squared error of the range of aerated lung.
     From `discriminator_start_step` on, each `discriminator_every`-th step also updates the
     discriminator, each `penalty_every`-th of these with the gradient penalty.
-    `twins`: rows 2i and 2i + 1 of a batch are one patient with other findings; voxels in which they
-    differ count 1 + `twin_weight` times.
+    `counterfactual_pairs`: rows 2i and 2i + 1 of a batch are one patient with other findings;
+    voxels in which they differ count 1 + `counterfactual_weight` times.
     A codebook entry whose smoothed usage falls below `dead_code_threshold` (a share of the mean
     usage) is replaced by a token of the batch.
     """
+
+    OLD_NAMES = (
+        ("twins", "counterfactual_pairs"),
+        ("twin_weight", "counterfactual_weight"),
+        ("principal_start", None),
+    )
 
     reconstruction_weight: float = number(1.0, least=0)
     commitment: str = choice("normalized", ("normalized", "reference"))
     commitment_weight: float = number(1.0, least=0)
     continuous_steps: int = number(0, least=0)
-    principal_start: int = number(0, least=0)
     soft_tissue_weight: float = number(0.0, least=0)
     lung_weight: float = number(0.0, least=0)
-    twins: bool = False
-    twin_weight: float = number(0.0, least=0)
+    counterfactual_pairs: bool = False
+    counterfactual_weight: float = number(0.0, least=0)
     perceptual_weight: float = number(0.0, least=0)
     vgg16: str = ""
     adversarial: bool = False
@@ -118,21 +121,29 @@ class T5Training(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class MaskGitTraining(Checked):
-    """Second stage (GenerateCT, section 3.2). `steps` is S of the masking schedule, 0 for a
+    """Second stage (GenerateCT, section 3.2). `mask_levels` is S of the masking schedule, 0 for a
     continuous ratio; conditioning is dropped for a share `text_drop` of the samples.
     `text_encoder_rate` multiplies the text encoder's learning rate.
-    `gradient_shrink` scales the gradient of the embeddings (0.1 in the published training).
-    `twins`: rows 2i and 2i + 1 of a batch are one patient with two reports; they get the same mask,
-    and tokens in which they differ count 1 + `twin_weight` times.
+    `scale_gradient` scales the gradient of the embeddings (0.1 in the published training).
+    `counterfactual_pairs`: rows 2i and 2i + 1 of a batch are one patient with two reports; they get
+    the same mask, and tokens in which they differ count 1 + `counterfactual_weight` times.
+    `critic` "token" or "self" trains one beside MaskGIT; it ships as the model's `critic`.
     """
 
-    steps: int = number(0, least=0)
+    OLD_NAMES = (
+        ("steps", "mask_levels"),
+        ("gradient_shrink", "scale_gradient"),
+        ("twins", "counterfactual_pairs"),
+        ("twin_weight", "counterfactual_weight"),
+    )
+
+    mask_levels: int = number(0, least=0)
     text_drop: float = number(0.1, least=0, most=1)
     train_text_encoder: bool = False
     text_encoder_rate: float = number(1.0, least=0)
-    gradient_shrink: float = number(1.0, least=0, most=1)
-    twins: bool = False
-    twin_weight: float = number(0.0, least=0)
+    scale_gradient: float = number(1.0, least=0, most=1)
+    counterfactual_pairs: bool = False
+    counterfactual_weight: float = number(0.0, least=0)
     critic: str = choice("none", ("none", "token", "self"))
     critic_weight: float = number(1.0, least=0)
 
@@ -163,17 +174,21 @@ class TrainConfig(Checked):
 
     `dtype` "float32" or "bfloat16": the networks compute in it. Parameters, optimizer, averages,
     norms, softmax, codebook and losses stay float32.
-    `recompute`: the backward pass of CT-ViT and MaskGIT computes each layer again instead of
+    `remat`: the backward pass of CT-ViT and MaskGIT computes each layer again instead of
     keeping it, that of the U-Net each ResNet block: a fraction of the memory, for another forward
     pass.
+    A critic that `maskgit.critic` asks for has the sizes of the model's MaskGIT, unless the model
+    states a token critic of its own.
     """
+
+    OLD_NAMES = (("recompute", "remat"),)
 
     stage: str = dataclasses.field(
         metadata={RANGE: Range(choices=("ctvit", "t5", "maskgit", "superres"))}
     )
     model: ModelConfig
     dtype: str = choice("float32", ("float32", "bfloat16"))
-    recompute: bool = False
+    remat: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     data: DataConfig = DataConfig()
@@ -181,3 +196,12 @@ class TrainConfig(Checked):
     t5: T5Training = T5Training()
     maskgit: MaskGitTraining = MaskGitTraining()
     superres: SuperResTraining = SuperResTraining()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind, model = self.maskgit.critic, self.model
+        if self.stage != "maskgit" or kind == "none" or model.maskgit is None:
+            return
+        if kind == "self" or model.critic is None or model.critic.kind != kind:
+            critic = CriticConfig(**dataclasses.asdict(model.maskgit), kind=kind)
+            object.__setattr__(self, "model", dataclasses.replace(model, critic=critic))

@@ -8,8 +8,9 @@ With x a volume, y its reconstruction, and s one random slice of each sample:
 The last two terms are optional, as is the discriminator; lung() and soft() keep the range of
 aerated lung and of soft tissue as shares of their width: what is wrong with either changes it by
 little beside the edges of bone and body. The codebook follows the encoder by moving averages;
-hardly used rows are replaced by tokens of the batch. With `twins` the squared errors weigh more
-where two volumes of one patient differ, i.e. where the findings are, which are small and rare.
+hardly used rows are replaced by tokens of the batch. With `counterfactual_pairs` the squared errors
+weigh more where two volumes of one patient differ, i.e. where the findings are, which are small and
+rare.
 
 Differences from the PyTorch trainer: one update of everything per batch, with the discriminator at
 every `discriminator_every`-th (there: three generator updates, then one of the discriminator on a
@@ -25,27 +26,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gct_jax.components import build_component, init_component
 from gct_jax.errors import ConfigError
 from gct_jax.models import quantizer
 from gct_jax.models.ctvit import CTViT, CTViTOutput
 from gct_jax.models.discriminator import Discriminator
 from gct_jax.models.perceptual import VGG16Features
-from gct_jax.parts import build_part, init_part
+from gct_jax.training import counterfactual_pairs
 from gct_jax.training import ctvit_losses as losses
-from gct_jax.training import twins
 from gct_jax.training.config import OptimizerConfig, TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
     make_optimizer,
-    update_average,
+    update_ema,
 )
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit
 
 Metrics = dict[str, jax.Array]
 LUNG_HU = (-1000.0, -400.0)  # from emphysema to ground glass
-TWIN_THRESHOLD = 0.03  # in HU / 1000
+DIFFERENCE_THRESHOLD = 0.03  # in HU / 1000
 
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
@@ -57,12 +58,12 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
     ctvit_key, discriminator_key = jax.random.split(key)
     variables = pretrained.get("ctvit")
     if variables is None:
-        variables = init_part(config.model, "ctvit", ctvit_key)
+        variables = init_component(config.model, "ctvit", ctvit_key)
     params = {"ctvit": variables["params"]}
     optimizers = {"ctvit": make_optimizer(config.optimizer, config.loop.steps)}
     extra = {"codebook": variables["codebook"]["quantizer"]}
     if config.ctvit.adversarial:
-        network: Any = build_part(config.model, "ctvit", config.dtype)
+        network: Any = build_component(config.model, "ctvit", config.dtype)
         size = config.model.volume.image_size
         images = jnp.zeros((1, size, size, network.channels))
         params["discriminator"] = discriminator(config).init(discriminator_key, images)["params"]
@@ -110,7 +111,7 @@ def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Ar
     at; through the raw latents it would outweigh the normalised commitment by their length. For
     the first `continuous_steps` the decoder sees the directions themselves.
     """
-    network: Any = build_part(config.model, "ctvit", config.dtype, recompute=config.recompute)
+    network: Any = build_component(config.model, "ctvit", config.dtype, remat=config.remat)
     if config.ctvit.commitment == "reference":
         out: CTViTOutput = network.apply(variables, volume)
         return out
@@ -130,13 +131,15 @@ def generator_loss(
 ) -> tuple[jax.Array, tuple[Metrics, CTViTOutput]]:
     """Equation (1) of CT-ViT's `params` for volumes [b, d, h, w, c] in [-1, 1]."""
     weights, codebook = config.ctvit, state.extra["codebook"]
-    network: Any = build_part(config.model, "ctvit", config.dtype)
+    network: Any = build_component(config.model, "ctvit", config.dtype)
     variables = {"params": params, "codebook": {"quantizer": codebook}}
     out = forward(config, variables, volume, state.step)
     reconstruction = losses.reconstruction_loss(volume, out.reconstruction)
     weight = jnp.float32(1)
-    if weights.twins:
-        weight = twins.difference_weight(volume, weights.twin_weight, TWIN_THRESHOLD)
+    if weights.counterfactual_pairs:
+        weight = counterfactual_pairs.difference_weight(
+            volume, weights.counterfactual_weight, DIFFERENCE_THRESHOLD
+        )
     weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
     commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
     soft = window_difference(volume, out.reconstruction, WINDOWS_HU["mediastinal"])
@@ -240,7 +243,7 @@ def train_step(
         params["discriminator"], opt_state["discriminator"], metrics["discriminator"] = (
             discriminator_step(config, state, volume, out.reconstruction, judged_key)
         )
-    average = update_average(state.ema, {"ctvit": ctvit}, state.step, config.optimizer.ema_decay)
+    average = update_ema(state.ema, {"ctvit": ctvit}, state.step, config.optimizer.ema_decay)
     codebook = update_codebook(config, state, out, codebook_key)
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
     state = state.replace(
@@ -304,11 +307,11 @@ def eval_step(
 
 
 def shipped_items(config: TrainConfig) -> tuple[str, ...]:
-    """What `trained_parts` needs of a checkpoint."""
+    """What `trained_components` needs of a checkpoint."""
     return ("ema.ctvit", "extra.codebook")
 
 
-def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
-    """Averaged weights and codebook as the part of a model folder."""
+def trained_components(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """Averaged weights and codebook as the component of a model folder."""
     codebook = {"quantizer": state.extra["codebook"]}
     return {"ctvit": {"params": state.ema["ctvit"], "codebook": codebook}}

@@ -1,4 +1,4 @@
-"""Stage two: MaskGIT learns to fill in hidden tokens of a volume from its report.
+"""Stage two: MaskGIT learns to fill in masked tokens of a volume from its report.
 
 For token ids x of a volume and its text c, with a masking ratio r(p), p ~ U[0, 1):
 
@@ -6,17 +6,17 @@ For token ids x of a volume and its text c, with a masking ratio r(p), p ~ U[0, 
     L = -mean over M of log p(x_i | x outside M, c or nothing)                                 (1)
 
 "Nothing" for a share `text_drop` of the samples: cross attention then sees its null keys only,
-which is the branch that guidance needs. With a critic, tokens sampled from p replace the hidden
+which is the branch that guidance needs. With a critic, tokens sampled from p replace the masked
 ones and the critic learns to tell them from true ones:
 
-    L <- L + w BCE(critic(x outside M, y inside M), [shown token is wrong])                    (2)
+    L <- L + w BCE(critic(x outside M, y inside M), [token is wrong])                    (2)
 
 The text encoder is trained with the rest (`train_text_encoder`) or frozen.
 
-Most of a volume follows from the patient, not from the report, so the report's effect drowns in
-the noise of small batches. With `twins` a batch holds each patient twice, with different findings
-and reports but one mask: what the report does not explain is then the same in both and cancels
-in the gradient of the text, and differing tokens may weigh more in (1).
+Most of a volume follows from the patient, not from the report, so the report's effect drowns in the
+noise of small batches. With `counterfactual_pairs` a batch holds each patient twice, with different
+findings and reports but one mask: what the report does not explain is then the same in both and
+cancels in the gradient of the text, and differing tokens may weigh more in (1).
 """
 
 from typing import Any
@@ -25,19 +25,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gct_jax.config import module_fields
+from gct_jax.components import build_component, init_component, joined_variables
 from gct_jax.corruption import masking
-from gct_jax.models.critics import SelfCritic, TokenCritic
-from gct_jax.models.maskgit import MaskGit
-from gct_jax.parts import build_part, init_part
-from gct_jax.training import twins
+from gct_jax.training import counterfactual_pairs
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
     make_optimizer,
     slowed,
-    update_average,
+    update_ema,
 )
 from gct_jax.training.state import TrainState
 
@@ -46,12 +43,16 @@ Metrics = dict[str, jax.Array]
 
 def models(config: TrainConfig) -> tuple[Any, Any]:
     """MaskGIT and the critic that the run trains with it, or None."""
-    fields = module_fields(config.model.maskgit)
-    fields |= {"dtype": config.dtype, "recompute": config.recompute}
-    maskgit = MaskGit(**fields, gradient_shrink=config.maskgit.gradient_shrink)
+    attributes = {
+        "remat": config.remat,
+        "scale_gradient": config.maskgit.scale_gradient,
+    }
+    maskgit = build_component(config.model, "maskgit", config.dtype, **attributes)
+    if config.maskgit.critic == "none":
+        return maskgit, None
     if config.maskgit.critic == "token":
-        return maskgit, TokenCritic(**fields)
-    return maskgit, SelfCritic(maskgit) if config.maskgit.critic == "self" else None
+        del attributes["scale_gradient"]  # the critic's embeddings are its own
+    return maskgit, build_component(config.model, "critic", config.dtype, **attributes)
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -63,22 +64,15 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
-    """Fresh state; "t5" and "maskgit" come from `pretrained` where it has them."""
-    maskgit, critic = models(config)
-    maskgit_key, t5_key, critic_key = jax.random.split(key, 3)
-    start = {
-        part: pretrained[part] if part in pretrained else init_part(config.model, part, part_key)
-        for part, part_key in (("maskgit", maskgit_key), ("t5", t5_key))
+    """Fresh state; "t5", "maskgit" and "critic" come from `pretrained` where it has them."""
+    names = ["maskgit", "t5", *(["critic"] if config.maskgit.critic != "none" else [])]
+    params = {
+        name: (pretrained[name] if name in pretrained else init_component(config.model, name, own))[
+            "params"
+        ]
+        for name, own in zip(names, jax.random.split(key, 3), strict=False)
     }
-    params = {"maskgit": start["maskgit"]["params"]}
-    t5 = start["t5"]["params"]
-    extra = {} if config.maskgit.train_text_encoder else {"t5": t5}
-    if config.maskgit.train_text_encoder:
-        params["t5"] = t5
-    if critic is not None:
-        ids, context = jnp.zeros((1, 1, 1, 1), jnp.int32), jnp.zeros((1, 1, maskgit.context_dim))
-        critic_params = critic.init(critic_key, ids, context)["params"]
-        params["critic"] = {k: v for k, v in critic_params.items() if k != "maskgit"}
+    extra = {} if config.maskgit.train_text_encoder else {"t5": params.pop("t5")}
     return TrainState(
         step=jnp.int32(0),
         key=key,
@@ -101,43 +95,43 @@ def loss_fn(
 
     Args:
       batch: {'token_ids' int32 [b, t, h, w], 'text_ids' int32 [b, l] padded with 0}, rows 2i and
-        2i + 1 twins if the configuration says so.
+        2i + 1 a counterfactual pair if the configuration says so.
     """
     ids, text_ids = batch["token_ids"], batch["text_ids"]
     maskgit, critic = models(config)
-    t5: Any = build_part(config.model, "t5", config.dtype)
+    t5: Any = build_component(config.model, "t5", config.dtype)
     ratio_key, subset_key, drop_key, sample_key = jax.random.split(key, 4)
 
     t5_params = params["t5"] if "t5" in params else extra["t5"]
     text = t5.apply({"params": t5_params}, text_ids)  # [b, l, e]
-    copies = 2 if config.maskgit.twins else 1
+    copies = 2 if config.maskgit.counterfactual_pairs else 1
     patients = ids.shape[0] // copies
     keep = jax.random.uniform(drop_key, (patients, 1)) >= text_drop
     text_mask = (text_ids > 0) & jnp.repeat(keep, copies, axis=0)  # [b, l]
 
-    ratio = masking.sample_mask_ratio(ratio_key, patients, config.maskgit.steps or None)
+    ratio = masking.sample_mask_ratio(ratio_key, patients, config.maskgit.mask_levels or None)
     uniforms = jax.random.uniform(subset_key, (patients, *ids.shape[1:]))
     valid = jnp.ones(uniforms.shape, bool)
-    hidden = jnp.repeat(masking.random_subset(uniforms, ratio, valid), copies, axis=0)
-    shown = jnp.where(hidden, maskgit.num_tokens, ids)
-    logits = maskgit.apply({"params": params["maskgit"]}, shown, text, text_mask)
-    weight = hidden
-    if config.maskgit.twins:
-        weight = hidden * twins.difference_weight(ids, config.maskgit.twin_weight)
+    masked = jnp.repeat(masking.random_subset(uniforms, ratio, valid), copies, axis=0)
+    masked_ids = jnp.where(masked, maskgit.num_tokens, ids)
+    logits = maskgit.apply({"params": params["maskgit"]}, masked_ids, text, text_mask)
+    weight = masked
+    if config.maskgit.counterfactual_pairs:
+        extra_weight = config.maskgit.counterfactual_weight
+        weight = masked * counterfactual_pairs.difference_weight(ids, extra_weight)
     loss = masking.masked_cross_entropy(logits, ids, weight)
-    right = jnp.sum((jnp.argmax(logits, -1) == ids) & hidden) / hidden.sum()
-    metrics = {"cross_entropy": loss, "accuracy": right, "hidden_share": hidden.mean()}
+    right = jnp.sum((jnp.argmax(logits, -1) == ids) & masked) / masked.sum()
+    metrics = {"cross_entropy": loss, "accuracy": right, "masked_share": masked.mean()}
 
     if critic is not None:
         drawn = masking.gumbel_argmax(
             jax.lax.stop_gradient(logits), jax.random.uniform(sample_key, logits.shape), 1.0
         )
-        shown = jnp.where(hidden, drawn, ids)
-        variables = {**params["critic"]}
-        if config.maskgit.critic == "self":
-            variables["maskgit"] = params["maskgit"]
-        scores = critic.apply({"params": variables}, shown, text, text_mask)
-        labels = masking.critic_labels(shown, ids)
+        judged = jnp.where(masked, drawn, ids)
+        variables = {name: {"params": tree} for name, tree in params.items()}
+        critic_variables = joined_variables(config.model, "critic", variables)
+        scores = critic.apply(critic_variables, judged, text, text_mask)
+        labels = masking.critic_labels(judged, ids)
         critic_loss = masking.critic_loss(scores, labels, jnp.ones(ids.shape, bool))
         metrics["critic"] = critic_loss
         loss += config.maskgit.critic_weight * critic_loss
@@ -157,7 +151,7 @@ def train_step(
         state.opt_state["all"],
         state.params,
     )
-    ema = update_average(state.ema, params, state.step, config.optimizer.ema_decay)
+    ema = update_ema(state.ema, params, state.step, config.optimizer.ema_decay)
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
     state = state.replace(params=params, ema=ema, opt_state={"all": opt_state})
     return state, {**metrics, **norms, "learning_rate": rate}
@@ -166,22 +160,22 @@ def train_step(
 def eval_step(
     config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
 ) -> Metrics:
-    """Losses of the averaged weights, every text kept; with twins also `text_gain`, by how much
-    the loss rises when they exchange reports: 0 if the text is not used."""
+    """Losses of the averaged weights, every text kept; with counterfactual pairs also `text_gain`,
+    by how much the loss rises when they exchange reports: 0 if the text is not used."""
     metrics = loss_fn(state.ema, state.extra, config, batch, key, text_drop=0.0)[1]
-    if config.maskgit.twins:
-        exchanged = {**batch, "text_ids": twins.exchange(batch["text_ids"])}
+    if config.maskgit.counterfactual_pairs:
+        exchanged = {**batch, "text_ids": counterfactual_pairs.exchange(batch["text_ids"])}
         wrong = loss_fn(state.ema, state.extra, config, exchanged, key, text_drop=0.0)[1]
         metrics["text_gain"] = wrong["cross_entropy"] - metrics["cross_entropy"]
     return metrics
 
 
 def shipped_items(config: TrainConfig) -> tuple[str, ...]:
-    """What `trained_parts` needs of a checkpoint."""
-    return ("ema.maskgit", "ema.t5" if config.maskgit.train_text_encoder else "extra.t5")
+    """What `trained_components` needs of a checkpoint."""
+    t5 = "ema.t5" if config.maskgit.train_text_encoder else "extra.t5"
+    return ("ema.maskgit", t5, *(["ema.critic"] if config.maskgit.critic != "none" else []))
 
 
-def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
-    """Averaged weights as parts of a model folder."""
-    networks = {**state.extra, **state.ema}
-    return {name: {"params": networks[name]} for name in ("maskgit", "t5")}
+def trained_components(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """Averaged weights as components of a model folder."""
+    return {name: {"params": params} for name, params in {**state.extra, **state.ema}.items()}

@@ -119,7 +119,7 @@ def apply_gradients(
     return optax.apply_updates(params, updates), opt_state, norms
 
 
-def update_average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """Equation (3); `step` counts updates before this one."""
     warm = jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(params, ema, 1 - warm)

@@ -42,7 +42,7 @@ FREE_FIELDS = (
     "loop.mesh",
     "data.folder",
     "data.prepare",
-    "recompute",
+    "remat",
     "model.name",
     "model.description",
     "model.sampling",

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from gct_jax.components import present_components
 from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.model_folder import load_model
-from gct_jax.parts import CONFIG_FIELD, PARTS, has_part
 from gct_jax.provenance import TOKENIZER, Provenance, bytes_identity, identity, require_fit
 from gct_jax.random_keys import random_key
 from gct_jax.sharding import make_mesh, state_shardings
@@ -22,9 +22,8 @@ from gct_jax.training.loop import Stage, with_shardings
 from gct_jax.training.run_folder import read_config, recorded_inputs
 
 
-class Parts(NamedTuple):
-    """Trained networks: part name ("ctvit", "maskgit", "t5", "superres") -> variables, and which
-    belong together."""
+class Components(NamedTuple):
+    """Trained networks: the variables of components by name, and which belong together."""
 
     config: ModelConfig
     variables: dict[str, Any]
@@ -47,7 +46,7 @@ def make_stage(config: TrainConfig) -> Stage:
     )
 
 
-def load_parts(folder: Path, allow_unfinished: bool = False) -> Parts:
+def load_components(folder: Path, allow_unfinished: bool = False) -> Components:
     """Trained networks of a training folder (averaged weights of its newest whole checkpoint) or of
     a model folder.
 
@@ -60,9 +59,9 @@ def load_parts(folder: Path, allow_unfinished: bool = False) -> Parts:
     """
     if not (folder / "checkpoints").is_dir():
         model = load_model(folder)
-        variables = {part: model.variables(part) for part in PARTS if has_part(model.config, part)}
+        variables = {name: model.variables(name) for name in present_components(model.config)}
         tokenizer = model.tokenizer.model_bytes if model.tokenizer else None
-        return Parts(model.config, variables, tokenizer, model.provenance)
+        return Components(model.config, variables, tokenizer, model.provenance)
     config = read_config(folder)
     trained, step = _read_trained(folder, config)
     if step < config.loop.steps and not allow_unfinished:
@@ -72,7 +71,7 @@ def load_parts(folder: Path, allow_unfinished: bool = False) -> Parts:
         )
     path = folder / "tokenizer.model"
     tokenizer = path.read_bytes() if path.exists() else None
-    return Parts(config.model, trained, tokenizer, _provenance(folder, trained, tokenizer))
+    return Components(config.model, trained, tokenizer, _provenance(folder, trained, tokenizer))
 
 
 def _read_trained(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], int]:
@@ -82,53 +81,53 @@ def _read_trained(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], in
     mesh = make_mesh((1, 1, 1), jax.local_devices()[:1])
     placed = with_shardings(abstract, state_shardings(abstract, mesh))
     state = read_items(folder / "checkpoints", placed, module.shipped_items(config))
-    return jax.device_get(module.trained_parts(config, state)), int(state.step)
+    return jax.device_get(module.trained_components(config, state)), int(state.step)
 
 
 def _provenance(folder: Path, trained: dict[str, Any], tokenizer: bytes | None) -> Provenance:
     """Of what a run has trained: the hash of each network; what the run was given, and the networks
     that it trained together, belong to each."""
-    identities = {part: identity(variables) for part, variables in trained.items()}
+    identities = {component: identity(variables) for component, variables in trained.items()}
     if tokenizer is not None:
         identities[TOKENIZER] = bytes_identity(tokenizer)
     inputs = recorded_inputs(folder) | identities
     trained_with = {
-        part: {name: value for name, value in inputs.items() if name != part} for part in trained
+        component: {name: value for name, value in inputs.items() if name != component}
+        for component in trained
     }
     return Provenance(identities, trained_with)
 
 
-def join_parts(
+def join_components(
     config: ModelConfig | None,
     folders: Sequence[Path],
     *,
     allow_unfinished: bool = False,
     accept_mismatch: bool = False,
-) -> Parts:
-    """All networks of several folders; where two have the same part, the later one counts. A part's
-    sizes come from the folder that trained it, everything else from `config`.
+) -> Components:
+    """All networks of several folders; where two have the same component, the later one counts. A
+    component's sizes come from the folder that trained it, everything else from `config`.
 
     Args:
       config: None takes that of the last folder.
       folders: training and model folders.
-      allow_unfinished: of runs, see `load_parts`.
+      allow_unfinished: of runs, see `load_components`.
       accept_mismatch: take networks that were not trained together.
 
     Raises:
       GctError: a folder is unusable, or two networks do not belong together.
     """
-    loaded = [load_parts(folder, allow_unfinished) for folder in folders]
-    joined = Parts(config or loaded[-1].config, {}, None)
-    for parts in loaded:
+    loaded = [load_components(folder, allow_unfinished) for folder in folders]
+    joined = Components(config or loaded[-1].config, {}, None)
+    for components in loaded:
         sizes = {
-            CONFIG_FIELD[part]: getattr(parts.config, CONFIG_FIELD[part])
-            for part in parts.variables
+            component: getattr(components.config, component) for component in components.variables
         }
-        joined = Parts(
+        joined = Components(
             dataclasses.replace(joined.config, **sizes),
-            joined.variables | parts.variables,
-            parts.tokenizer or joined.tokenizer,
-            joined.provenance.joined(parts.provenance),
+            joined.variables | components.variables,
+            components.tokenizer or joined.tokenizer,
+            joined.provenance.joined(components.provenance),
         )
     if not accept_mismatch:
         require_fit(joined.provenance, ", ".join(map(str, folders)))

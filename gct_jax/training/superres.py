@@ -5,6 +5,8 @@ For a slice x, its low-resolution partner y and its report c, with t, a and e at
     x_t = alpha_t x + sigma_t e,   y_a = alpha_a up(y) + sigma_a e'                            (1)
     L   = mean p2(t) |U(x_t, lambda_t, y_a, lambda_a, c or nothing) - v|^2                     (2)
 
+or, of a model with the elucidated process, `superres_losses.elucidated_loss` instead of (2).
+
 a is drawn per slice, uniformly from a range (augmentation of the condition, Ho et al. 2021); the
 text is dropped for a share of the slices. y is a reconstruction of CT-ViT, which is what the
 network is given when it is used. The text encoder is frozen.
@@ -15,17 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gct_jax.components import build_component, init_component
+from gct_jax.corruption.elucidated import draw_sigma
 from gct_jax.corruption.low_res import noised_low_res
-from gct_jax.parts import build_part, init_part
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
     make_optimizer,
-    update_average,
+    update_ema,
 )
 from gct_jax.training.state import TrainState
-from gct_jax.training.superres_losses import superres_loss
+from gct_jax.training.superres_losses import elucidated_loss, superres_loss
 
 Metrics = dict[str, jax.Array]
 
@@ -35,8 +38,8 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
     `pretrained["superres"]` if given."""
     unet_key, t5_key = jax.random.split(key)
     start = {
-        part: pretrained[part] if part in pretrained else init_part(config.model, part, part_key)
-        for part, part_key in (("superres", unet_key), ("t5", t5_key))
+        name: pretrained[name] if name in pretrained else init_component(config.model, name, own)
+        for name, own in (("superres", unet_key), ("t5", t5_key))
     }
     params = {"superres": start["superres"]["params"]}
     optimizer = make_optimizer(config.optimizer, config.loop.steps)
@@ -78,16 +81,16 @@ def loss_fn(
     key: jax.Array,
     text_drop: float,
 ) -> jax.Array:
-    """Equation (2).
+    """Equation (2), or the elucidated loss.
 
     batch: {'low_res' [b, h, w, c], 'high_res' [b, H, W, c] in [-1, 1], 'text_ids' int32 [b, l]}.
     """
     options, diffusion, text_ids = config.superres, config.model.diffusion, batch["text_ids"]
-    assert diffusion is not None  # check_parts_fit: a model with a U-Net has it
+    assert diffusion is not None  # check_components_fit: a model with a U-Net has it
     keys = jax.random.split(key, 6)
     low_res, high_res = random_squares(keys[0], batch["low_res"], batch["high_res"], options.crop)
-    unet: Any = build_part(config.model, "superres", config.dtype, recompute=config.recompute)
-    t5: Any = build_part(config.model, "t5", config.dtype)
+    unet: Any = build_component(config.model, "superres", config.dtype, remat=config.remat)
+    t5: Any = build_component(config.model, "t5", config.dtype)
     slices = len(low_res)
     level = jax.random.uniform(
         keys[1], (slices,), minval=options.low_res_noise_min, maxval=options.low_res_noise_max
@@ -105,13 +108,22 @@ def loss_fn(
         "text_mask": text_ids > 0,
         "keep_text": jax.random.uniform(keys[3], (slices,)) >= text_drop,
     }
+
+    def apply(x: jax.Array, level: jax.Array, **inputs: Any) -> jax.Array:
+        prediction: jax.Array = unet.apply({"params": params}, x, level, **inputs)
+        return prediction
+
     time_key, self_key = jax.random.split(keys[4])
+    noise = jax.random.normal(keys[5], high_res.shape)
+    if diffusion.process == "elucidated":
+        sigma = draw_sigma(time_key, slices)
+        return elucidated_loss(apply, high_res, conditions, sigma=sigma, noise=noise)
     return superres_loss(
-        lambda x, log_snr, **inputs: unet.apply({"params": params}, x, log_snr, **inputs),
+        apply,
         high_res,
         conditions,
         time=jax.random.uniform(time_key, (slices,)),
-        noise=jax.random.normal(keys[5], high_res.shape),
+        noise=noise,
         objective=diffusion.objective,
         schedule=diffusion.noise_schedule,
         p2_loss_weight_gamma=diffusion.p2_loss_weight_gamma,
@@ -134,7 +146,7 @@ def train_step(
         state.params["superres"],
     )
     params = {"superres": unet}
-    ema = update_average(state.ema, params, state.step, config.optimizer.ema_decay)
+    ema = update_ema(state.ema, params, state.step, config.optimizer.ema_decay)
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
     state = state.replace(params=params, ema=ema, opt_state={"superres": opt_state})
     return state, {"loss": loss, **norms, "learning_rate": rate}
@@ -148,10 +160,10 @@ def eval_step(
 
 
 def shipped_items(config: TrainConfig) -> tuple[str, ...]:
-    """What `trained_parts` needs of a checkpoint."""
+    """What `trained_components` needs of a checkpoint."""
     return ("ema.superres",)
 
 
-def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
-    """Averaged weights as the part of a model folder."""
+def trained_components(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """Averaged weights as the component of a model folder."""
     return {"superres": {"params": state.ema["superres"]}}

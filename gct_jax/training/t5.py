@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gct_jax.components import build_component, init_component
 from gct_jax.models.attribute_reader import AttributeReader
-from gct_jax.parts import build_part, init_part
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
     make_optimizer,
-    update_average,
+    update_ema,
 )
 from gct_jax.training.state import TrainState
 
@@ -38,8 +38,10 @@ def reader(config: TrainConfig) -> AttributeReader:
 def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
     """Fresh state; "t5" comes from `pretrained` where it has it."""
     t5_key, reader_key = jax.random.split(key)
-    variables = pretrained["t5"] if "t5" in pretrained else init_part(config.model, "t5", t5_key)
-    t5: Any = build_part(config.model, "t5", config.dtype)
+    variables = (
+        pretrained["t5"] if "t5" in pretrained else init_component(config.model, "t5", t5_key)
+    )
+    t5: Any = build_component(config.model, "t5", config.dtype)
     text, mask = jnp.zeros((1, 1, t5.dim)), jnp.ones((1, 1), bool)
     params = {
         "t5": variables["params"],
@@ -65,7 +67,7 @@ def loss_fn(
         report does not say}.
     """
     text_ids, attributes = batch["text_ids"], batch["attributes"]
-    t5: Any = build_part(config.model, "t5", config.dtype)
+    t5: Any = build_component(config.model, "t5", config.dtype)
     text = t5.apply({"params": params["t5"]}, text_ids)  # [b, l, e]
     read: Any = reader(config).apply({"params": params["reader"]}, text, text_ids > 0)
     stated = attributes >= 0
@@ -90,7 +92,7 @@ def train_step(
         state.opt_state["all"],
         state.params,
     )
-    ema = update_average(state.ema, params, state.step, config.optimizer.ema_decay)
+    ema = update_ema(state.ema, params, state.step, config.optimizer.ema_decay)
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
     state = state.replace(params=params, ema=ema, opt_state={"all": opt_state})
     return state, {**metrics, **norms, "learning_rate": rate}
@@ -104,10 +106,10 @@ def eval_step(
 
 
 def shipped_items(config: TrainConfig) -> tuple[str, ...]:
-    """What `trained_parts` needs of a checkpoint."""
+    """What `trained_components` needs of a checkpoint."""
     return ("ema.t5",)
 
 
-def trained_parts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
-    """The averaged encoder as the part of a model folder."""
+def trained_components(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """The averaged encoder as the component of a model folder."""
     return {"t5": {"params": state.ema["t5"]}}

@@ -30,7 +30,7 @@ class Case:
     Attributes:
       name: for `--only` and the JSON.
       title: for the table.
-      part: network, see `gct_jax.parts`; "demo" is the whole command with the demo model.
+      part: network, see `gct_jax.components`; "demo" is the whole command with the demo model.
       task: "forward", "encode", "decode", "train" (forward, backward, Adam; layers are computed
         again in the backward pass, as in configs/base.py), or "generate".
       frames: token frames of a MaskGIT input.
@@ -127,7 +127,7 @@ TINY = Sizes(
             heads=2,
             dim_head=8,
         ),
-        unet=UNetConfig(
+        superres=UNetConfig(
             dim=8,
             dim_mults=(1,),
             num_resnet_blocks=(1,),

@@ -11,19 +11,19 @@ import numpy as np
 import optax
 from safetensors.numpy import load_file
 
+from gct_jax.components import abstract_variables, build_component
 from gct_jax.config import ModelConfig
 from gct_jax.corruption.masking import masked_cross_entropy
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.models.ctvit import CTViT
 from gct_jax.models.quantizer import ema_update
-from gct_jax.parts import CONFIG_FIELD, abstract_variables, build_part
 from launch.benchmark.cases import SIZES, Case
 from launch.benchmark.measure import best_seconds
 
 Arrays = dict[str, Any]
 ADAM = {"learning_rate": 3e-5, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
 CODEBOOK_DECAY = 0.8  # of the published model
-GRADIENT_SHRINK = 0.1
+GRADIENT_SCALE = 0.1
 
 
 def load_call(
@@ -31,9 +31,7 @@ def load_call(
 ) -> Callable[[], Any]:
     """Compile the case; see `make_call`. Batch 1, weights in float32, computation in `dtype`."""
     state = load_file(weights)
-    variables = jax.device_put(
-        LAYOUTS[case.part](getattr(model, CONFIG_FIELD[case.part])).from_reference(state)
-    )
+    variables = jax.device_put(LAYOUTS[case.part](getattr(model, case.part)).from_reference(state))
     del state
     with np.load(inputs) as arrays:
         batch = jax.device_put(dict(arrays))
@@ -49,7 +47,7 @@ def make_call(
         return finished(forward.lower(variables, batch).compile(), variables, batch)
     optimizer = optax.adam(**ADAM)
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
-    step = train_function(case, network(model, case, dtype, recompute=True))
+    step = train_function(case, network(model, case, dtype, remat=True))
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     holder = [state]  # whose arrays are given away with each step
 
@@ -66,14 +64,14 @@ def finished(program: Callable, *arguments: Any) -> Callable[[], Any]:
 
 
 def network(
-    model: ModelConfig, case: Case, dtype: Any, backend: str = "auto", recompute: bool = False
+    model: ModelConfig, case: Case, dtype: Any, backend: str = "auto", remat: bool = False
 ) -> Any:
     """The case's module; `backend` is that of MaskGIT's attention."""
     if case.part != "maskgit":
-        return build_part(model, case.part, dtype, recompute=recompute)
-    shrink = GRADIENT_SHRINK if case.task == "train" else 1.0
-    options = {"gradient_shrink": shrink, "backend": backend, "recompute": recompute}
-    return build_part(model, case.part, dtype, **options)
+        return build_component(model, case.part, dtype, remat=remat)
+    scale = GRADIENT_SCALE if case.task == "train" else 1.0
+    options = {"scale_gradient": scale, "backend": backend, "remat": remat}
+    return build_component(model, case.part, dtype, **options)
 
 
 def forward_function(case: Case, module: Any) -> Callable[[Arrays, Arrays], Any]:

@@ -27,8 +27,8 @@ ADAM = {"lr": 3e-5, "betas": (0.9, 0.99), "eps": 1e-8, "fused": True}
 def build(model: ModelConfig, part: str) -> torch.nn.Module:
     """The peer's network of the same architecture, with weights of its own."""
     if part == "superres":
-        assert model.unet
-        options = module_fields(model.unet)
+        assert model.superres
+        options = module_fields(model.superres)
         ours_alone = (
             "cross_embed_downsample_kernel_sizes",
             "init_cross_embed_kernel_sizes",

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from gct_jax.components import abstract_variables
 from gct_jax.config import ModelConfig
 from gct_jax.interop.generatect.files import LAYOUTS
-from gct_jax.parts import CONFIG_FIELD, abstract_variables
-from gct_jax.sampling.cascade import token_grid
+from gct_jax.sampling.cascade import model_token_grid
 from launch.benchmark.cases import TEXT_TOKENS, Case
 from launch.benchmark.flops import count_flops
 from launch.benchmark.ours import abstract_call
@@ -27,7 +27,7 @@ SEED = 0
 def prepare(folder: Path, model: ModelConfig, cases: list[Case]) -> None:
     """Write `<part>.safetensors`, `<case>.npz` and `flops.json`."""
     for part in sorted({case.part for case in cases if case.part in LAYOUTS}):
-        layout = LAYOUTS[part](getattr(model, CONFIG_FIELD[part]))
+        layout = LAYOUTS[part](getattr(model, part))
         state = layout.to_reference(random_variables(abstract_variables(model, part)))
         tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
         save_file(tensors, weight_file(folder, part))
@@ -73,29 +73,29 @@ def _random_weight(draw: np.random.Generator, path: tuple, leaf: Any) -> np.ndar
 
 def input_shapes(model: ModelConfig, case: Case) -> dict[str, tuple[int, ...]]:
     """Shapes of a case's inputs, batch 1, channels last."""
-    assert model.ctvit and model.maskgit and model.unet and model.diffusion
+    assert model.ctvit and model.maskgit and model.superres and model.diffusion
     ctvit, volume = model.ctvit, model.volume
-    _, height, width = token_grid(model, 1)
+    _, height, width = model_token_grid(model, 1)
     if case.part == "maskgit":
         shapes = {
             "ids": (1, case.frames, height, width),
-            "context": (1, model.unet.max_text_len, model.maskgit.context_dim or 0),
-            "context_mask": (1, model.unet.max_text_len),
+            "context": (1, model.superres.max_text_len, model.maskgit.context_dim or 0),
+            "context_mask": (1, model.superres.max_text_len),
         }
         return shapes | ({"hidden": shapes["ids"]} if case.task == "train" else {})
     if case.part == "ctvit":
         if case.task == "decode":
-            return {"ids": (1, *token_grid(model, volume.slices))}
+            return {"ids": (1, *model_token_grid(model, volume.slices))}
         return {"volume": (1, volume.slices, volume.image_size, volume.image_size, ctvit.channels)}
     if case.part == "superres":
-        image = (1, model.diffusion.image_size, model.diffusion.image_size, model.unet.channels)
-        length = model.unet.max_text_len
+        image = (1, model.diffusion.image_size, model.diffusion.image_size, model.superres.channels)
+        length = model.superres.max_text_len
         shapes = {
             "x": image,
             "log_snr": (1,),
             "low_res": image,
             "low_res_log_snr": (1,),
-            "text": (1, length, model.unet.text_embed_dim or 0),
+            "text": (1, length, model.superres.text_embed_dim or 0),
             "text_mask": (1, length),
         }
         return shapes | ({"target": image} if case.task == "train" else {})

@@ -7,6 +7,7 @@ an interrupted run continues. Training uses case seeds below 1,000,000,000, this
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def evaluate(options: argparse.Namespace) -> str:
     from gct_jax.model_folder import demo_folder, load_model
     from gct_jax.runtime.files import replace_when_done
     from gct_jax.runtime.numerics import prepare_jax
-    from gct_jax.sampling.cascade import choose_settings, require_generator
+    from gct_jax.sampling.cascade import require_generator
+    from gct_jax.sampling.settings import choose_settings
     from launch.demo import measures as measures
     from launch.demo import tables as tables
     from launch.demo import volumes as volumes
@@ -105,7 +107,9 @@ def evaluate(options: argparse.Namespace) -> str:
     sides = measures.side_rows(cases, detections)
     by_steps = {settings.steps: measures.fidelity(findings, sides)}
     for steps in {*options.compare_steps} - {settings.steps}:
-        sample = volumes.Generator(model, settings._replace(steps=steps), options.out / "volumes")
+        sample = volumes.Generator(
+            model, dataclasses.replace(settings, steps=steps), options.out / "volumes"
+        )
         made = sample(prompts, [case.seed for case in cases], f"{steps} steps")
         found = {"generated": measures.detect_all(made, spacing, f"detectors: {steps} steps")}
         by_steps[steps] = measures.fidelity(

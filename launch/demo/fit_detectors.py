@@ -23,8 +23,8 @@ from tqdm import tqdm
 from data_pipelines.phantom.case import (
     Description,
     case_from_findings,
+    counterfactual_description,
     sample_description,
-    twin_description,
 )
 from data_pipelines.phantom.chest_measurements import Measurements, measure
 from data_pipelines.phantom.chest_regions import PIXEL_MM, SLICE_MM, read_chest
@@ -89,7 +89,7 @@ def describe(cases: int) -> list[Description]:
     """What is wrong with each row of `measure_cases`."""
     rows = []
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
-        first, second = sample_description(seed), twin_description(seed)
+        first, second = sample_description(seed), counterfactual_description(seed)
         rows += [first, first, second, second]
     return rows
 
@@ -137,7 +137,7 @@ def _require_same(path: Path) -> None:
 def _volumes(number: int) -> list[np.ndarray]:
     seed = FIRST_SEED + number
     rows = []
-    for description in (sample_description(seed), twin_description(seed)):
+    for description in (sample_description(seed), counterfactual_description(seed)):
         rendered = np.asarray(render(case_from_findings(seed, *description).anatomy, GRID))
         volume = np.clip(rendered, -1000, 1000).astype(np.float32)
         rows += [volume, ndimage.gaussian_filter(volume, SMOOTHING)]

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from data_pipelines.phantom.case import Case
 from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
+from gct_jax.components import build_component
 from gct_jax.config import ModelConfig
 from gct_jax.model_folder import Model
-from gct_jax.parts import build_part
 from gct_jax.random_keys import random_key
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.sampling.cascade import (
@@ -92,7 +92,7 @@ def render_cases(cases: Sequence[Case], grid: Grid, title: str) -> np.ndarray:
 
 def rebuild(model: Model, volumes_hu: np.ndarray, title: str) -> np.ndarray:
     """What CT-ViT makes of volumes, int16 HU of the same shape."""
-    ctvit = build_part(model.config, "ctvit")
+    ctvit = build_component(model.config, "ctvit")
     run = jax.jit(lambda variables, volume: ctvit.apply(variables, volume).reconstruction)
     variables = model.variables("ctvit")
     rebuilt = [

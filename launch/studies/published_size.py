@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from gct_jax.components import abstract_variables
 from gct_jax.config import CTViTConfig, ModelConfig, UNetConfig
 from gct_jax.interop.generatect.ctvit import REFERENCE_OPTIONS, discriminator_layout
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.interop.t5x import t5_to_t5x
 from gct_jax.interop.torch_files import write_torch
-from gct_jax.parts import abstract_variables
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.text import train_vocabulary
 
@@ -67,14 +67,17 @@ def write_and_convert(folder: Path, generates: bool) -> None:
 def write_files(folder: Path) -> None:
     """The four weight files and a tokenizer."""
     config = ModelConfig(
-        ctvit=dataclasses.replace(CTViTConfig(), **REFERENCE_OPTIONS), unet=UNetConfig(cond_dim=64)
+        ctvit=dataclasses.replace(CTViTConfig(), **REFERENCE_OPTIONS),
+        superres=UNetConfig(cond_dim=64),
     )
     ctvit, maskgit, unet = (
-        LAYOUTS[part](part_config).to_reference(random_tree(abstract_variables(config, part)))
-        for part, part_config in (
+        LAYOUTS[component](component_config).to_reference(
+            random_tree(abstract_variables(config, component))
+        )
+        for component, component_config in (
             ("ctvit", config.ctvit),
             ("maskgit", config.maskgit),
-            ("superres", config.unet),
+            ("superres", config.superres),
         )
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ training. Training uses case seeds below 1,000,000,000, this from 1,600,000,000.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from launch.extras import require_extras
 
 FIRST_SEED = 1_600_000_000
 STEPS = (2, 4, 5, 6, 8, 10, 20, 25, 50)
-NOISE_DEPTHS_MM = (0.0, 18.0, 36.0, 72.0, 144.0, 10_000.0)
+NOISE_CORRELATIONS_MM = (0.0, 18.0, 36.0, 72.0, 144.0, 10_000.0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def study(options: argparse.Namespace) -> str:
     prepare_jax("launch.studies.superres")
     model = load_model(options.model or demo_folder())
     require_generator(model.config, superres=True)
-    unet = model.config.unet
+    unet = model.config.superres
     if unet is None or unet.text_embed_dim is None:
         raise InputError(f"the U-Net of model '{model.config.name}' reads no text")
     depth = model.config.volume.slices
@@ -86,7 +87,7 @@ def study(options: argparse.Namespace) -> str:
         "default": {
             "solver": model.config.sampling.superres_solver,
             "steps": model.config.sampling.superres_steps,
-            "noise_depth_mm": model.config.sampling.superres_noise_depth_mm,
+            "noise_correlation_mm": model.config.sampling.superres_noise_correlation_mm,
         },
         "interpolated": cases.interpolated(cases.middle(options.slices)),
         "solvers": cases.solver_rows(options.slices, options.fine_steps),
@@ -113,7 +114,7 @@ class Phantoms:
 
         from data_pipelines.phantom.case import sample_case
         from data_pipelines.phantom.report import write_report
-        from gct_jax.parts import build_part
+        from gct_jax.components import build_component
         from gct_jax.sampling.cascade import SUPERRES_STAGE, embed_text
         from launch.demo import volumes as volumes
 
@@ -131,7 +132,7 @@ class Phantoms:
             [jax.random.fold_in(random_key(case.seed), SUPERRES_STAGE) for case in cases]
         )
         self.unet = jax.tree_util.Partial(
-            build_part(model.config, "superres").apply, model.variables("superres")
+            build_component(model.config, "superres").apply, model.variables("superres")
         )
 
     def middle(self, count: int) -> slice:
@@ -191,35 +192,29 @@ class Phantoms:
         return table
 
     def noise_rows(self, count: int) -> list[dict[str, Any]]:
-        """A row per depth over which the noise turns, at the model's default solver and steps."""
+        """A row per correlation length of the noise, at the model's default solver and steps."""
         from tqdm import tqdm
 
+        from gct_jax.sampling.settings import superres_settings
         from gct_jax.sampling.superres import super_resolve_slices
         from gct_jax.volumes.intensity import from_unit, to_unit
         from launch.studies.superres_measures import depth_agreement
 
         rows = self.middle(count)
-        diffusion, sampling = self.model.config.diffusion, self.model.config.sampling
+        sampling = self.model.config.sampling
         table = []
-        for depth_mm in tqdm(NOISE_DEPTHS_MM, desc="noise"):
+        for depth_mm in tqdm(NOISE_CORRELATIONS_MM, desc="noise"):
+            chosen = dataclasses.replace(sampling, superres_noise_correlation_mm=depth_mm)
             made = super_resolve_slices(
                 self.unet,
                 to_unit(self.low_hu[:, rows])[..., None],
                 self.text,
                 self.text_mask,
                 self.keys,
-                image_size=diffusion.image_size,
-                steps=sampling.superres_steps,
-                guidance=sampling.superres_guidance,
-                solver=sampling.superres_solver,
-                objective=diffusion.objective,
-                noise_schedule=diffusion.noise_schedule,
-                low_res_noise_schedule=diffusion.low_res_noise_schedule,
-                low_res_noise_level=diffusion.low_res_noise_level,
-                noise_turn=max(1.0, depth_mm / self.high.slice_spacing_mm),
+                superres_settings(self.model.config, chosen),
             )
             agreed = depth_agreement(self.true_hu[:, rows], from_unit(made[..., 0]))
-            table.append({"noise_depth_mm": depth_mm, **agreed})
+            table.append({"noise_correlation_mm": depth_mm, **agreed})
         return table
 
 

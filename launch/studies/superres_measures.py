@@ -26,6 +26,7 @@ from gct_jax.corruption.diffusion import noise_schedule
 from gct_jax.corruption.low_res import noised_low_res
 from gct_jax.evaluation.image_quality import psnr, ssim
 from gct_jax.sampling.diffusion_solvers import SolverState, initial_state, solver_step, time_grid
+from gct_jax.sampling.settings import SuperresSettings
 from gct_jax.sampling.superres import (
     FIRST_STEP_STREAM,
     LOW_RES_STREAM,
@@ -116,11 +117,7 @@ def _solve(
     denoise = make_denoiser(
         unet_apply,
         conditions,
-        guidance=guidance,
-        objective=diffusion.objective,
-        percentile=(
-            diffusion.dynamic_thresholding_percentile if diffusion.dynamic_thresholding else None
-        ),
+        SuperresSettings(diffusion, guidance=guidance),
     )
 
     def body(step: Array, state: SolverState) -> SolverState:

@@ -24,7 +24,7 @@ def _header(results: dict[str, Any]) -> str:
         f"{results['cases']} phantoms that no stage has seen (case seeds from "
         f"{results['first_seed']}), model {results['sha256'][:12]}, low resolution as CT-ViT "
         f"rebuilds it. The model's default: {default['solver']}, {default['steps']} steps, noise "
-        f"that turns over {default['noise_depth_mm']:g} mm.\n\n"
+        f"that is correlated over {default['noise_correlation_mm']:g} mm.\n\n"
         "![Error against network calls](superres_study.png)"
     )
 
@@ -68,16 +68,17 @@ def _verdict(results: dict[str, Any]) -> str:
 
 
 def _noise(results: dict[str, Any]) -> str:
-    heads = ["noise turns over", "slice-to-slice RMSE, HU", "energy", "true change kept"]
+    heads = ["correlation of the noise", "slice-to-slice RMSE, HU", "energy", "true change kept"]
     table = [[*heads, *AGREEMENT_HEADS]]
     for row in results["noise"]:
-        depth = f"{row['noise_depth_mm']:g} mm" if row["noise_depth_mm"] else "independent"
+        length_mm = row["noise_correlation_mm"]
+        depth = f"{length_mm:g} mm" if length_mm else "independent"
         table.append([depth, *_steps(row), *_agreement(row)])
     plain = results["interpolated_depth"]
     table.append(["linear interpolation", *_steps(plain), *_agreement(plain)])
     default = results["default"]
     return (
-        "## Noise that turns with depth\n\n"
+        "## Noise that is correlated along the depth\n\n"
         f"{results['depth_slices']} neighbouring slices of each phantom, {default['solver']}, "
         f"{default['steps']} steps. Slice-to-slice: differences of neighbouring slices, their "
         "error, their energy over the phantom's, and the share of the phantom's differences found "

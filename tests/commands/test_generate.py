@@ -70,7 +70,7 @@ def test_volume_on_disk(made):
 def test_volume_on_disk_is_the_sampled_one(made, model):
     opened = load_model(model)
     text = opened.tokenizer.encode(PROMPT, 48)
-    settings = Settings(5, 3, 0.9, 5.0, 2, 1.0, "ancestral")
+    settings = Settings(slices=5, steps=3, superres_steps=2)
     (sampled,) = generate_volumes(opened, [text.ids], [3], settings)
     # [depth to S, height to P, width to L] -> [R, A, S]
     expected = np.rint(1000 * sampled.volume.transpose(2, 1, 0)[::-1, ::-1])
@@ -83,7 +83,11 @@ def test_metadata_and_preview(made, model):
     assert found["prompt_not_read"] == ""
     assert (found["seed"], found["steps"], found["superres_steps"]) == (3, 3, 2)
     assert (found["slices_asked"], found["slices"], found["shape"]) == (5, 5, [5, 32, 32])
-    assert (found["batch"], found["dtype"], found["superres_noise_depth_mm"]) == (1, "float32", 0)
+    assert (found["batch"], found["dtype"], found["superres_noise_correlation_mm"]) == (
+        1,
+        "float32",
+        0,
+    )
     assert found["spacing_mm"] == [9.0, 2.5, 2.5]
     assert found["model"] == {"name": "tiny", "sha256": load_model(model).sha256}
     assert {"text", "tokens", "decode", "superres", "write", "total"} == set(found["seconds"])

@@ -15,10 +15,10 @@ from tiny_model import quick_compilation, random_variables, save_tiny_model, tin
 
 from gct_jax.cli import main
 from gct_jax.commands.tokens import read_encoded
+from gct_jax.components import build_component
 from gct_jax.config import ModelConfig
 from gct_jax.model_folder import load_model, save_model
 from gct_jax.models.ctvit import CTViT
-from gct_jax.parts import build_part
 from gct_jax.volumes.grid import affine_spacing
 from gct_jax.volumes.intensity import from_unit
 from gct_jax.volumes.nifti import read_volume
@@ -99,7 +99,7 @@ def test_back_at_the_grid_of_the_scan(files, scan):
 
 def test_model_grid_holds_what_ctvit_decodes(files, model, scan):
     grid, opened = files[2], load_model(model)
-    ctvit = build_part(opened.config, "ctvit")
+    ctvit = build_component(opened.config, "ctvit")
     ids = read_encoded(files[0]).ids[None]
     decode = jax.jit(lambda variables: ctvit.apply(variables, ids, method=CTViT.decode))
     volume = decode(opened.variables("ctvit"))[0, ..., 0]
@@ -144,7 +144,7 @@ def test_another_ctvit_is_refused(files, model, tmp_path, capsys):
         ctvit=tiny_config().ctvit,
         maskgit=None,
         t5=None,
-        unet=None,
+        superres=None,
         diffusion=None,
     )
     variables = {"ctvit": random_variables(config, "ctvit")}
@@ -156,7 +156,7 @@ def test_another_ctvit_is_refused(files, model, tmp_path, capsys):
 
     call = ["decode", files[0], "--out", tmp_path / "back.nii.gz", "--model"]
     assert "encoded by another CT-ViT" in refused(capsys, tmp_path, *call, tmp_path / "other")
-    assert "no part 'ctvit'" in refused(capsys, tmp_path, *call, tmp_path / "none")
+    assert "no component 'ctvit'" in refused(capsys, tmp_path, *call, tmp_path / "none")
     assert main(["tokens", *map(str, call), str(tmp_path / "same")]) == 0
     np.testing.assert_array_equal(
         nib.load(tmp_path / "back.nii.gz").get_fdata(), files[1].get_fdata()

@@ -21,11 +21,11 @@ def test_ratio_and_masked_input_match_golden(golden):
     ids = golden["in__ids"]
     ratio = masking.mask_ratio(golden["in__rand_step"] / 18)
     np.testing.assert_allclose(ratio, golden["out__mask_prob"], atol=1e-6)
-    hidden = masking.reference_random_subset(
+    masked = masking.reference_random_subset(
         golden["in__uniforms"], ratio, np.ones((2, 48), bool)
     ).reshape(ids.shape)
-    np.testing.assert_array_equal(hidden, golden["out__mask_token_mask"].reshape(ids.shape))
-    np.testing.assert_array_equal(jnp.where(hidden, 64, ids), golden["out__masked_input"])
+    np.testing.assert_array_equal(masked, golden["out__mask_token_mask"].reshape(ids.shape))
+    np.testing.assert_array_equal(jnp.where(masked, 64, ids), golden["out__masked_input"])
 
 
 @pytest.mark.parametrize("variant", ["full", "padded"])

@@ -114,7 +114,7 @@ def test_missing_file_other_suffix_and_wrong_option(tmp_path, capsys):
     assert "this is a superres file" in convert(path, tmp_path, capsys)
     path = FOLDER / "maskgit.safetensors"
     for field, text in {
-        "unet.dim=3": "unet.dim is unknown; fields are: attn_dim_head",
+        "superres.dim=3": "superres.dim is unknown; fields are: attn_dim_head",
         "maskgit.dim=3": "read from the weights",
         "ctvit.dim=3": "ctvit.dim is unknown; fields are: channels, patch_size",
         "volume.slices": "not of the form",

@@ -138,12 +138,14 @@ def test_every_assumption_is_printed(tmp_path, capsys):
     state = load_file(FOLDER / "superres.safetensors")
     save_file(state, tmp_path / "one.safetensors")
     command = ["convert", "generatect", "--superres", str(tmp_path / "one.safetensors")]
-    command += ["--set", "unet.resnet_groups=(8, 8)", "--out", str(tmp_path / "m")]
+    command += ["--set", "superres.resnet_groups=(8, 8)", "--out", str(tmp_path / "m")]
     assert main(command) == 0
     said = capsys.readouterr().out
     for field in ("scale_skip_connection=True", "cosine_sim_attn=False", "self_cond=False"):
-        assert f"assumed: --set 'unet.{field}'" in said
-    assert "unet.use_linear_cross_attn=False" in said and "unet.cond_images_channels=0" in said
-    assert "unet.resnet_groups" not in said
+        assert f"assumed: --set 'superres.{field}'" in said
+    assert (
+        "superres.use_linear_cross_attn=False" in said and "superres.cond_images_channels=0" in said
+    )
+    assert "superres.resnet_groups" not in said
     assert "assumed: --set 'diffusion.objective=v'" in said
     assert "assumed: --set 'volume.slices=201'" in said

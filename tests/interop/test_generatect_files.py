@@ -98,8 +98,10 @@ def test_convert_and_export_on_the_command_line(tmp_path, capsys):
     assert "3 slices of 128 x 128" in said and "optim1 783" in said
     model = load_model(folder)
     config = model.config
-    for part, file in (("maskgit", files[1]), ("ctvit", files[1]), ("superres", files[3])):
-        np.testing.assert_equal(model.variables(part), read_reference(file).variables[part])
+    for component, file in (("maskgit", files[1]), ("ctvit", files[1]), ("superres", files[3])):
+        np.testing.assert_equal(
+            model.variables(component), read_reference(file).variables[component]
+        )
     assert config.name == "mine"
     assert config.volume == VolumeConfig(slices=3)
     assert config.diffusion == DiffusionConfig(image_size=256)
@@ -129,7 +131,7 @@ def test_export_of_a_model_that_was_not_imported(tmp_path):
 
 
 def test_a_causal_model_cannot_be_exported_to_the_reference(tmp_path, capsys):
-    config = override(tiny_config(), ["maskgit=None", "t5=None", "unet=None", "diffusion=None"])
+    config = override(tiny_config(), ["maskgit=None", "t5=None", "superres=None", "diffusion=None"])
     variables = {"ctvit": random_variables(config, "ctvit")}
     save_model(tmp_path / "m", config, variables, license_text="test")
     export = ["export", "generatect", "--model", str(tmp_path / "m")]

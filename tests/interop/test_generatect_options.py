@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_model import random_variables, tiny_config
 
 from gct_jax.cli import main
+from gct_jax.components import build_component
 from gct_jax.config import CTViTConfig, MaskGitConfig, ModelConfig
 from gct_jax.errors import ConfigError, InputError, ModelFolderError
 from gct_jax.interop.generatect.ctvit import (
@@ -37,7 +38,6 @@ from gct_jax.interop.generatect.unet import (
 )
 from gct_jax.model_folder import load_model
 from gct_jax.models.ctvit import CTViT, to_patches
-from gct_jax.parts import build_part
 
 SMALL = CTViTConfig(
     **{"dim": 16, "codebook_size": 32, "spatial_depth": 1, "temporal_depth": 1, "heads": 2},
@@ -83,7 +83,7 @@ def test_a_rectangular_patch_is_cut_row_by_row():
     lying = np.asarray(patches(turned, volume.swapaxes(2, 3))).reshape(1, 2, 6, 4)
     np.testing.assert_array_equal(upright, lying.swapaxes(2, 3))
     np.testing.assert_array_equal(upright[0, 0], volume[0, 0, :4, :, 0])
-    network = build_part(ModelConfig(ctvit=config), "ctvit")
+    network = build_component(ModelConfig(ctvit=config), "ctvit")
     run = functools.partial(network.apply, variables)
     ids = jax.eval_shape(functools.partial(run, method=CTViT.encode), volume)
     assert ids.shape == (1, 2, 2, 1)
@@ -117,10 +117,10 @@ def test_discriminators_with_attention_elsewhere(sizes):
 
 def unet_state(**changes):
     config = dataclasses.replace(
-        tiny_config().unet,
+        tiny_config().superres,
         **{"channels_out": 1, "mid_cross_attn_heads": 8, "mid_cross_attn_dim_head": 64, **changes},
     )
-    variables = random_variables(ModelConfig(unet=config), "superres")
+    variables = random_variables(ModelConfig(superres=config), "superres")
     return config, variables, unet_to_reference(config, variables)
 
 
@@ -155,7 +155,7 @@ def test_levels_are_linear_each_for_itself():
     x = np.random.default_rng(1).normal(size=(1, 16, 16, 1)).astype("f")
     for linear in (False, (True, False), (False, True)):
         config, variables, _ = unet_state(**TWO_LEVELS, use_linear_cross_attn=linear)
-        unet = build_part(ModelConfig(unet=config), "superres")
+        unet = build_component(ModelConfig(superres=config), "superres")
         condition = {"low_res": x, "low_res_log_snr": np.zeros(1, "f")}
         text = np.random.default_rng(2).normal(size=(1, 5, config.text_embed_dim)).astype("f")
         run = functools.partial(unet.apply, text=text, **condition)
@@ -189,22 +189,22 @@ def test_errors_name_the_option():
     _, _, state = unet_state(layer_cross_attns=(False,), attn_pool_text=True)
     with pytest.raises(ModelFolderError, match=r"attn_dim_head = 64 does not divide the 16"):
         unet_from_reference(state, resnet_groups=(4,))
-    with pytest.raises(ModelFolderError, match=r"--set unet\.cond_images_channels=N"):
+    with pytest.raises(ModelFolderError, match=r"--set superres\.cond_images_channels=N"):
         unet_from_reference(state, resnet_groups=(4,), attn_dim_head=8, cond_images_channels=1)
 
 
 def test_only_what_cannot_be_read_off_is_an_option():
     path = FOLDER / "superres.safetensors"
-    with pytest.raises(ConfigError, match=r"unet\.dim is unknown; fields are: attn_dim_head"):
+    with pytest.raises(ConfigError, match=r"superres\.dim is unknown; fields are: attn_dim_head"):
         read_reference(path, unet_options={"dim": 3})
     with pytest.raises(ConfigError, match=r"ctvit\.heads is unknown"):
         read_reference(path, ctvit_options={"heads": 3})
-    with pytest.raises(ConfigError, match=r"unet\.cosine_sim_attn must be of type bool"):
+    with pytest.raises(ConfigError, match=r"superres\.cosine_sim_attn must be of type bool"):
         read_reference(path, unet_options={"cosine_sim_attn": 1})
 
 
 def test_what_the_reference_cannot_load_is_not_exported(tmp_path, capsys):
-    unet = dataclasses.replace(tiny_config().unet, mid_cross_attn_heads=2)
+    unet = dataclasses.replace(tiny_config().superres, mid_cross_attn_heads=2)
     with pytest.raises(InputError, match="attention has 2 heads of 8, only one with 8 heads"):
         require_reference_unet(unet)
     assert main(["export", "generatect", "--out", str(tmp_path / "out")]) == 2  # the demo

@@ -12,9 +12,9 @@ from gct_jax.models.transformer import Transformer
 GRID = (3, 4, 4)
 
 
-def transformer(recompute: bool, depth: int = 2, **options) -> Transformer:
+def transformer(remat: bool, depth: int = 2, **options) -> Transformer:
     return Transformer(
-        dim=16, depth=depth, heads=2, dim_head=8, context_dim=12, recompute=recompute, **options
+        dim=16, depth=depth, heads=2, dim_head=8, context_dim=12, remat=remat, **options
     )
 
 
@@ -35,8 +35,8 @@ def inputs():
 
 
 def gradients_of_both(inputs, *given, masks=None, **options):
-    """With kept and with recomputed layers: the loss and its gradients by weights and inputs."""
-    kept, again = (transformer(recompute, **options) for recompute in (False, True))
+    """With kept and with rematted layers: the loss and its gradients by weights and inputs."""
+    kept, again = (transformer(remat, **options) for remat in (False, True))
     variables, tree = (
         quick_jit(module.init)(jax.random.key(0), inputs["x"], None, *given)
         for module in (kept, again)
@@ -82,13 +82,11 @@ def test_without_context_and_masks(inputs):
 def test_memory_of_the_backward_pass_barely_grows_with_depth():
     x = jax.ShapeDtypeStruct((1, 8, 16, 16, 16), jnp.float32)  # 2,048 tokens
 
-    def temporary_bytes(depth, recompute):
-        module = transformer(recompute, depth, attend="space")
+    def temporary_bytes(depth, remat):
+        module = transformer(remat, depth, attend="space")
         variables = jax.eval_shape(module.init, jax.random.key(0), x)
         gradient = quick_jit(jax.grad(lambda v, x: jnp.sum(jnp.square(module.apply(v, x)))))
         return gradient.lower(variables, x).compile().memory_analysis().temp_size_in_bytes
 
-    kept, again = (
-        temporary_bytes(3, recompute) - temporary_bytes(1, recompute) for recompute in (False, True)
-    )
+    kept, again = (temporary_bytes(3, remat) - temporary_bytes(1, remat) for remat in (False, True))
     assert again < 0.3 * kept

@@ -11,11 +11,11 @@ from tiny_model import quick_compilation
 
 from configs import tiny
 from data_pipelines import batches
+from gct_jax.components import present_components
 from gct_jax.config import override
 from gct_jax.model_folder import load_model
-from gct_jax.parts import PARTS
 from gct_jax.runtime.lock import locked
-from gct_jax.training.stages import Parts, load_parts
+from gct_jax.training.stages import Components, load_components
 from launch import data, export_model, train
 
 BALLS = "data.source=ball_source:Balls"
@@ -106,17 +106,9 @@ def test_stages_learn_and_make_a_model_folder(metrics, folder):
         }
 
     model = load_model(folder / "model")
-    for part in PARTS:
-        assert model.variables(part)["params"]
+    for component in present_components(model.config):
+        assert model.variables(component)["params"]
     assert model.tokenizer.size <= model.config.t5.vocab_size
-
-
-@pytest.mark.long
-def test_a_principal_start_rebuilds_from_the_first_step(tmp_path):
-    overrides = ["loop.steps=1", "loop.log_every=1", "ctvit.continuous_steps=1"]
-    drawn = run(tmp_path / "drawn", "ctvit", overrides=overrides)
-    started = run(tmp_path / "start", "ctvit", overrides=[*overrides, "ctvit.principal_start=16"])
-    assert started[0]["reconstruction"] < 0.1 * drawn[0]["reconstruction"]
 
 
 @together
@@ -142,13 +134,15 @@ def test_a_finished_run_is_not_continued(folder):
         (["--config", "configs/tiny.py:ctvit", "data.source=ct"], "'ct' is none of phantom and"),
         (["--config", "configs/tiny.py:ctvit", "data.source=nowhere:CTs"], "named 'nowhere'"),
         (["--config", "configs/tiny.py:ctvit", "data.source=ball_source:CTs"], "attribute 'CTs'"),
-        (["--config", "configs/tiny.py:ctvit", PLAIN, "ctvit.twins=True"], "with other findings"),
+        (
+            ["--config", "configs/tiny.py:ctvit", PLAIN, "ctvit.counterfactual_pairs=True"],
+            "with other findings",
+        ),
         (["--config", "configs/tiny.py:t5", PLAIN], "has none"),
         (["--config", "configs/tiny.py:t5", "t5.attributes=3"], "t5.attributes = 3"),
         (["--config", "configs/tiny.py:ctvit", "data.held_out=7"], "fewer than a batch of 8"),
         (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
         (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
-        (["--config", "configs/tiny.py:ctvit", "ctvit.principal_start=17"], "16 training cases"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
@@ -193,7 +187,7 @@ def test_what_must_not_change_is_named(folder, capsys, changes, names):
     line = refused(capsys, workdir, *CTVIT, *ADVERSARIAL, *changes)
     assert all(name in line for name in names) and "--accept-changes" in line
     assert "loop.steps" not in line
-    assert load_parts(workdir).config.ctvit.dim == 16
+    assert load_components(workdir).config.ctvit.dim == 16
 
 
 @together
@@ -317,7 +311,7 @@ def test_a_run_does_not_go_on_with_strangers(folder, strangers, capsys):
 @together
 def test_provenance_goes_through_model_folders(folder, strangers, tmp_path):
     model = load_model(strangers / "model")
-    trained = load_parts(folder / "maskgit").provenance
+    trained = load_components(folder / "maskgit").provenance
     found = model.provenance
     assert found.identities["maskgit"] == trained.identities["maskgit"]
     assert found.trained_with["maskgit"] == trained.trained_with["maskgit"]
@@ -356,13 +350,13 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     """The last cases, whole batches of them, in the wording of step 0."""
     asked = []
 
-    def maker(config, folder, workdir, parts):
+    def maker(config, folder, workdir, components):
         return lambda step, cases: asked.append((step, list(cases))) or {}
 
     monkeypatch.setitem(data.MAKERS, "ctvit", maker)
     options = ["data.cases=20", "data.held_out=9", "loop.batch_size=4", "loop.seed=3"]
     config = override(tiny.ctvit(), options)
-    made = data.stage_data(config, tmp_path, Parts(config.model, {}, None))
+    made = data.stage_data(config, tmp_path, Components(config.model, {}, None))
     assert asked == [(0, [11, 12, 13, 14]), (0, [15, 16, 17, 18])]
     asked.clear()
     stream = made.batches(5)
@@ -371,9 +365,9 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     assert [step for step, _ in asked] == [5, 6, 7]
     assert all(len(cases) == 4 and max(cases) < 11 for _, cases in asked)
 
-    asked.clear()  # with twins a case gives two rows
-    pairs = override(config, ["ctvit.twins=True"])
-    made = data.stage_data(pairs, tmp_path, Parts(config.model, {}, None))
+    asked.clear()  # with counterfactual pairs a case gives two rows
+    pairs = override(config, ["ctvit.counterfactual_pairs=True"])
+    made = data.stage_data(pairs, tmp_path, Components(config.model, {}, None))
     assert [len(cases) for _, cases in asked] == [2, 2, 2, 2]
     for step in range(5):
         next(made.batches(step))

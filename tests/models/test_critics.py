@@ -14,7 +14,7 @@ from gct_jax.interop.generatect.maskgit import (
 )
 from gct_jax.models.critics import SelfCritic, TokenCritic
 from gct_jax.models.maskgit import MaskGit
-from gct_jax.sampling.token_decoding import guided
+from gct_jax.sampling.guidance import guided
 
 
 def token_critic():

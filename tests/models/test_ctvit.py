@@ -12,15 +12,10 @@ from golden_case import GoldenCase
 from gct_jax.config import module_fields
 from gct_jax.interop.generatect.ctvit import ctvit_from_reference, discriminator_from_reference
 from gct_jax.kernels.bias import bias_matrix
-from gct_jax.models.ctvit import (
-    CTViT,
-    nearest_slice_count,
-    slice_count,
-    slice_to_token_mask,
-    token_grid,
-)
+from gct_jax.models.ctvit import CTViT, slice_to_token_mask
 from gct_jax.models.discriminator import Discriminator
 from gct_jax.models.quantizer import cosine_similarity
+from gct_jax.models.token_grid import nearest_slice_count, slice_count, token_grid
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from gct_jax.config import MaskGitConfig, module_fields
 from gct_jax.corruption import masking
 from gct_jax.interop.generatect.maskgit import maskgit_from_reference
 from gct_jax.kernels.bias import bias_matrix
-from gct_jax.models.maskgit import MaskGit, shrink_gradient
-from gct_jax.sampling.token_decoding import with_guidance
+from gct_jax.models.maskgit import MaskGit, scale_gradient
+from gct_jax.sampling.guidance import with_guidance
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def converted(case):
 
 @pytest.fixture(scope="module")
 def model(converted):
-    return MaskGit(**module_fields(converted[0]), gradient_shrink=0.1)
+    return MaskGit(**module_fields(converted[0]), scale_gradient=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +83,12 @@ def test_embeddings_and_position_bias_match_golden(case, model, converted):
 def test_training_gradients_match_golden(model, converted):
     case = GoldenCase("maskgit_train")
     ids, context = case.arrays["in__ids"], case.arrays["in__context"]
-    hidden = case.arrays["out__mask_token_mask"].reshape(ids.shape)
+    masked = case.arrays["out__mask_token_mask"].reshape(ids.shape)
 
     def loss_fn(params):
-        seen = jnp.where(hidden, model.num_tokens, ids)
+        seen = jnp.where(masked, model.num_tokens, ids)
         logits = model.apply({"params": params}, seen, context, jnp.any(context != 0, axis=-1))
-        return masking.masked_cross_entropy(logits, ids, hidden), logits
+        return masking.masked_cross_entropy(logits, ids, masked), logits
 
     (loss, logits), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
         converted[1]["params"]
@@ -102,8 +102,8 @@ def test_training_gradients_match_golden(model, converted):
     expected = {
         "grad__token_emb.weight": token,
         "grad__pos_emb.weight": position,
-        "grad_alpha1__token_emb.weight": token / model.gradient_shrink,
-        "grad_alpha1__pos_emb.weight": position / model.gradient_shrink,
+        "grad_alpha1__token_emb.weight": token / model.scale_gradient,
+        "grad_alpha1__pos_emb.weight": position / model.scale_gradient,
         "grad__to_logits.weight": grads["to_logits"]["kernel"].T,
         "grad__transformer.layers.0.1.k_scale": layer["self_attention"]["key_scale"],
         "grad__transformer.layers.0.2.null_kv": null_kv.transpose(2, 0, 1, 3).reshape(4, 4, 8),
@@ -119,7 +119,7 @@ def test_training_gradients_match_golden(model, converted):
 
 def test_shrink_scales_the_gradient_and_keeps_the_value():
     x = jax.random.normal(jax.random.key(0), (50,))
-    value, pullback = jax.vjp(lambda x: shrink_gradient(x, 0.1), x)
+    value, pullback = jax.vjp(lambda x: scale_gradient(x, 0.1), x)
     np.testing.assert_array_equal(value, x)
     np.testing.assert_array_equal(pullback(jnp.ones(50))[0], np.full(50, 0.1, np.float32))
 

@@ -8,10 +8,10 @@ from compiling import quick_jit
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_model import random_variables, tiny_config
 
+from gct_jax.components import build_component
 from gct_jax.kernels.target import target_platform, tracing_for
 from gct_jax.models.ctvit import CTViT
 from gct_jax.models.discriminator import Discriminator
-from gct_jax.parts import build_part
 
 CONFIG = tiny_config()
 
@@ -72,8 +72,8 @@ def t5():
     return embeddings, jnp.ones(CONFIG.t5.dim)
 
 
-def network(part):
-    return build_part(CONFIG, part), random_variables(CONFIG, part)
+def network(component):
+    return build_component(CONFIG, component), random_variables(CONFIG, component)
 
 
 TEXT, MASK = normal(1, 48, CONFIG.t5.dim), jnp.ones((1, 48), bool)

@@ -8,21 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import quick_compilation, save_tiny_model, tiny_config
+from tiny_model import quick_compilation, random_variables, save_tiny_model, tiny_config
 
-from gct_jax.config import SamplingConfig
+from gct_jax.components import build_component, present_components
+from gct_jax.config import CriticConfig, SamplingConfig, module_fields
 from gct_jax.errors import ConfigError, InputError, ModelFolderError
 from gct_jax.kernels.portions import CPU_BYTES, batches, best_dtype, pixels_per_batch
-from gct_jax.model_folder import load_model
+from gct_jax.model_folder import load_model, save_model
+from gct_jax.models.critics import SelfCritic, TokenCritic
 from gct_jax.models.ctvit import CTViT
-from gct_jax.parts import build_part
+from gct_jax.models.maskgit import MaskGit
 from gct_jax.sampling.cascade import (
-    Settings,
     fitting_slices,
     generate_volumes,
     require_generator,
 )
-from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens, with_guidance
+from gct_jax.sampling.guidance import with_guidance
+from gct_jax.sampling.settings import Settings
+from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens
 
 SETTINGS = Settings(
     slices=5,
@@ -32,7 +35,7 @@ SETTINGS = Settings(
     superres_steps=2,
     superres_guidance=1.0,
     superres_solver="ancestral",
-    superres_noise_depth_mm=20.0,
+    superres_noise_correlation_mm=20.0,
 )
 
 
@@ -61,7 +64,7 @@ class Recorder:
 
 
 def generate(model, text_ids, seed=7, **changes):
-    (made,) = generate_volumes(model, [text_ids], [seed], SETTINGS._replace(**changes))
+    (made,) = generate_volumes(model, [text_ids], [seed], dataclasses.replace(SETTINGS, **changes))
     return made
 
 
@@ -74,8 +77,8 @@ def test_tokens_and_low_resolution_equal_the_stages_run_apart(model, text_ids):
     """One device loop over all steps and plain `apply` calls, against the cascade's host loop."""
     config = model.config
     padded = np.pad(text_ids, (0, 48 - len(text_ids)))[None]
-    text = jax.jit(build_part(config, "t5").apply)(model.variables("t5"), padded)
-    maskgit = build_part(config, "maskgit")
+    text = jax.jit(build_component(config, "t5").apply)(model.variables("t5"), padded)
+    maskgit = build_component(config, "maskgit")
     plan = DecodingPlan(grid=(3, 2, 2), mask_id=32, steps=3, temperature=0.9)
     key = jax.random.fold_in(jax.random.key(7), 0)
 
@@ -89,11 +92,59 @@ def test_tokens_and_low_resolution_equal_the_stages_run_apart(model, text_ids):
     ids = sample(model.variables("maskgit"))
     result = generate(model, text_ids, superres=False)
     np.testing.assert_array_equal(result.token_ids, ids[0])
-    decode = jax.jit(functools.partial(build_part(config, "ctvit").apply, method=CTViT.decode))
+    decode = jax.jit(functools.partial(build_component(config, "ctvit").apply, method=CTViT.decode))
     volume = decode(model.variables("ctvit"), ids)
     expected = np.clip(volume[0, ..., 0], -1, 1)
     np.testing.assert_allclose(result.volume, expected, rtol=0, atol=1e-5)
     assert result.spacing_mm == (9.0, 5.0, 5.0)
+
+
+@pytest.mark.parametrize("kind", ["token", "self"])
+def test_a_critic_judges_all_tokens_with_the_guidance_of_maskgit(model, text_ids, tmp_path, kind):
+    config = model.config
+    critic = CriticConfig(**dataclasses.asdict(config.maskgit), kind=kind)
+    with_critic = dataclasses.replace(config, critic=critic)
+    names = present_components(config)
+    variables = {name: model.variables(name) for name in names}
+    variables["critic"] = random_variables(with_critic, "critic", seed=5)
+    save_model(
+        tmp_path / "model",
+        with_critic,
+        variables,
+        model.tokenizer.model_bytes,
+        license_text="test",
+    )
+    opened = load_model(tmp_path / "model")
+    made = generate(
+        opened, text_ids, superres=False, critic_noise=0.3, critic_noise_schedule="fixed"
+    )
+
+    padded = np.pad(text_ids, (0, 48 - len(text_ids)))[None]
+    text = jax.jit(build_component(config, "t5").apply)(variables["t5"], padded)
+    maskgit = MaskGit(**module_fields(config.maskgit))
+    judge = SelfCritic(maskgit) if kind == "self" else TokenCritic(**module_fields(critic))
+    params = variables["critic"]["params"]
+    if kind == "self":
+        params = {**params, "maskgit": variables["maskgit"]["params"]}
+    plan = DecodingPlan((3, 2, 2), 32, 3, 0.9, **noise)
+
+    @jax.jit
+    def sample(weights, critic_weights):
+        predict = functools.partial(maskgit.apply, weights)
+        score = functools.partial(judge.apply, {"params": critic_weights})
+        return decode_tokens(
+            with_guidance(predict, text, padded > 0, 2.0),
+            jax.random.fold_in(jax.random.key(7), 0)[None],
+            plan,
+            critic_fn=with_guidance(score, text, padded > 0, 2.0),
+        )
+
+    np.testing.assert_array_equal(made.token_ids, sample(variables["maskgit"], params)[0])
+    without = generate(model, text_ids, superres=False)
+    assert not np.array_equal(made.token_ids, without.token_ids)
+    watched = generate_volumes(opened, [text_ids], [7], SETTINGS, stepwise=False)
+    again = generate_volumes(opened, [text_ids], [7], SETTINGS, stepwise=True)
+    np.testing.assert_array_equal(watched[0].token_ids, again[0].token_ids)
 
 
 def test_same_seed_same_bits(model, text_ids, generated):
@@ -175,12 +226,12 @@ def test_progress_reaches_the_end(model, text_ids):
     assert (slices[0], slices[-1]) == (0, 5)
 
 
-def test_missing_parts(model):
-    config = dataclasses.replace(tiny_config(), unet=None, diffusion=None)
+def test_missing_components(model):
+    config = dataclasses.replace(tiny_config(), superres=None, diffusion=None)
     require_generator(config, superres=False)
-    with pytest.raises(ModelFolderError, match=r"no part 'superres'; .*, --no-superres\)"):
+    with pytest.raises(ModelFolderError, match=r"no component 'superres'; .*, --no-superres\)"):
         require_generator(config, superres=True)
-    with pytest.raises(ModelFolderError, match="no part 't5'"):
+    with pytest.raises(ModelFolderError, match="no component 't5'"):
         require_generator(dataclasses.replace(config, t5=None), superres=False)
 
 
@@ -198,8 +249,8 @@ def test_impossible_slice_counts(asked, message):
 
 
 def test_depth_of_the_noise_must_not_be_negative():
-    with pytest.raises(ConfigError, match=r"superres_noise_depth_mm = -1\.0 must be a"):
-        SamplingConfig(superres_noise_depth_mm=-1.0)
+    with pytest.raises(ConfigError, match=r"superres_noise_correlation_mm = -1\.0 must be a"):
+        SamplingConfig(superres_noise_correlation_mm=-1.0)
 
 
 @given(st.integers(1, 300), st.integers(0, 400))

@@ -1,14 +1,24 @@
 """Elucidated diffusion against recorded reference values and the exact Gaussian solution."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_case import GoldenCase, load_unet, quick_jit
+from jax.tree_util import Partial
+from tiny_model import random_variables, tiny_config
 
+from gct_jax.components import build_component
+from gct_jax.config import DiffusionConfig, SamplingConfig
 from gct_jax.corruption import elucidated
 from gct_jax.corruption.diffusion import dynamic_threshold
+from gct_jax.corruption.low_res import noised_low_res
 from gct_jax.sampling.elucidated import churn_factors, elucidated_solve, noise_levels
+from gct_jax.sampling.settings import superres_settings
+from gct_jax.sampling.superres import slice_noise, super_resolve_slices
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +107,39 @@ def test_churn_is_shared_among_the_steps(churn, gamma):
     between = (np.asarray(sigmas) >= 0.05) & (np.asarray(sigmas) <= 50)
     np.testing.assert_allclose(found[between], gamma, rtol=1e-6)
     assert between.any() and not found[~between].any()
+
+
+def test_a_model_of_the_elucidated_process_is_sampled_by_this_solver():
+    """Against the solver called with the network's own equations, one slice at a time."""
+    config = dataclasses.replace(
+        tiny_config(), diffusion=DiffusionConfig(image_size=32, process="elucidated")
+    )
+    low = np.random.default_rng(0).uniform(-1, 1, (1, 2, 16, 16, 1)).astype(np.float32)
+    keys, text, mask = jax.random.key(3)[None], jnp.ones((1, 48, 16)), jnp.ones((1, 48), bool)
+    unet = build_component(config, "superres")
+    apply = Partial(unet.apply, random_variables(config, "superres"))
+    settings = superres_settings(config, SamplingConfig(superres_steps=3, superres_guidance=2.0))
+    made = super_resolve_slices(apply, low, text, mask, keys, settings)
+    sigmas = noise_levels(settings.steps)
+    shape, level = (32, 32, 1), jnp.full(1, config.diffusion.low_res_noise_level)
+    for number in range(2):
+        noise = functools.partial(slice_noise, keys, jnp.array([number]), shape=shape)
+        condition, log_snr = noised_low_res(jnp.asarray(low[:, number]), noise(0), level, "linear")
+        given = {"low_res": condition, "low_res_log_snr": log_snr, "text": text, "text_mask": mask}
+
+        def denoise(x, sigma, given=given):
+            def network(scaled, log_sigma):
+                cond = apply(scaled, log_sigma, **given)
+                null = apply(scaled, log_sigma, **given, keep_text=jnp.array([False]))
+                return null + 2.0 * (cond - null)
+
+            return dynamic_threshold(elucidated.denoise(network, x, sigma), 0.95)
+
+        expected = elucidated_solve(
+            noise(1),
+            denoise=denoise,
+            step_noise=lambda step, noise=noise: noise(2 + step),
+            sigmas=sigmas,
+            gammas=churn_factors(sigmas),
+        )
+        np.testing.assert_allclose(made[0, number], expected[0], atol=2e-4)

@@ -13,11 +13,12 @@ from PIL import Image
 from tiny_model import quick_compilation, random_variables, save_tiny_model, tiny_config
 
 from gct_jax.cli import main
+from gct_jax.components import present_components
 from gct_jax.config import DiffusionConfig, SamplingConfig
 from gct_jax.model_folder import load_model, save_model
-from gct_jax.parts import PARTS
 from gct_jax.random_keys import random_key
 from gct_jax.sampling import cascade
+from gct_jax.sampling.settings import SuperresSettings, choose_settings
 
 SAMPLING = SamplingConfig(
     steps=4,
@@ -26,7 +27,7 @@ SAMPLING = SamplingConfig(
     superres_steps=3,
     superres_guidance=1.8,
     superres_solver="sde-dpm++",
-    superres_noise_depth_mm=30.0,
+    superres_noise_correlation_mm=30.0,
 )
 DIFFUSION = DiffusionConfig(
     image_size=32,
@@ -47,15 +48,18 @@ def compilation():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model of every part with these settings."""
+    """A random model of every component with these settings."""
     base = save_tiny_model(tmp_path_factory.mktemp("models") / "base")
     config = dataclasses.replace(
         tiny_config(),
         sampling=SAMPLING,
         diffusion=DIFFUSION,
-        unet=dataclasses.replace(tiny_config().unet, self_cond=True),
+        superres=dataclasses.replace(tiny_config().superres, self_cond=True),
     )
-    variables = {part: random_variables(config, part, seed=3) for part in PARTS}
+    variables = {
+        component: random_variables(config, component, seed=3)
+        for component in present_components(config)
+    }
     vocabulary = (base / "tokenizer.model").read_bytes()
     save_model(base.with_name("pinned"), config, variables, vocabulary, license_text="test")
     return base.with_name("pinned")
@@ -81,7 +85,7 @@ def test_pinned_cascade(folder, tmp_path, monkeypatch):
         "preview": {"grey": preview.ravel().tolist()},
         "settings": {
             name: found[name] for name in ("steps", "temperature", "guidance", "superres_steps",
-            "superres_guidance", "superres_noise_depth_mm", "slices", "seed")
+            "superres_guidance", "superres_noise_correlation_mm", "slices", "seed")
         },
     }  # fmt: skip
     pinned_run.check("cascade", results, tolerance=0.01)
@@ -92,7 +96,14 @@ def test_every_setting_is_away_from_its_default():
     for settings in (SAMPLING, DIFFUSION):
         for field in dataclasses.fields(settings):
             if field.name not in ("p2_loss_weight_gamma", "p2_loss_weight_k"):  # of training
-                if field.name == "dynamic_thresholding":  # with another percentile instead
+                # another percentile instead; other tests sample with a critic and with EDM
+                elsewhere = (
+                    "dynamic_thresholding",
+                    "critic_noise",
+                    "critic_noise_schedule",
+                    "process",
+                )
+                if field.name in elsewhere:
                     continue
                 assert getattr(settings, field.name) != field.default, field.name
 
@@ -101,19 +112,16 @@ def test_every_setting_is_away_from_its_default():
 def handed_over(folder, monkeypatch):
     """What `super_resolve` gives to the sampler of slices, for a model and settings."""
 
-    def call(**changes):
+    def call():
         seen = {}
 
-        def record(apply, volumes, text, mask, keys, **options):
-            seen.update(options, text=text, keys=len(keys))
+        def record(apply, volumes, text, mask, keys, settings, **options):
+            seen.update(settings=settings, text=text, keys=len(keys))
             return np.zeros((*volumes.shape[:2], 32, 32, 1), np.float32)
 
         monkeypatch.setattr(cascade, "super_resolve_slices", record)
         model = load_model(folder)
-        model.config = dataclasses.replace(
-            model.config, diffusion=dataclasses.replace(DIFFUSION, **changes)
-        )
-        settings = cascade.choose_settings(model.config)
+        settings = choose_settings(model.config)
         text = jnp.zeros((1, 4, 16))
         volumes = np.zeros((1, 5, 16, 16, 1), np.float32)
         cascade.super_resolve(
@@ -126,28 +134,26 @@ def handed_over(folder, monkeypatch):
 
 def test_settings_arrive_at_the_super_resolution(handed_over):
     seen = handed_over()
-    assert seen["steps"] == SAMPLING.superres_steps
-    assert seen["guidance"] == SAMPLING.superres_guidance
-    assert seen["solver"] == SAMPLING.superres_solver
-    assert seen["noise_turn"] == pytest.approx(30.0 / 9.0)  # mm over the spacing of slices
-    assert seen["objective"] == "noise"
-    assert seen["noise_schedule"] == "linear"
-    assert seen["low_res_noise_schedule"] == "cosine"
-    assert seen["low_res_noise_level"] == 0.35
-    assert seen["percentile"] == 0.8
-    assert seen["self_cond"] is True
-    assert seen["image_size"] == 32
+    assert seen["settings"] == SuperresSettings(
+        diffusion=DIFFUSION,
+        steps=SAMPLING.superres_steps,
+        guidance=SAMPLING.superres_guidance,
+        solver=SAMPLING.superres_solver,
+        self_cond=True,
+        noise_correlation=30.0 / 9.0,  # mm over the spacing of slices
+    )
     assert seen["text"].shape == (1, 4, 16)
-    assert handed_over(dynamic_thresholding=False)["percentile"] is None
 
 
 def test_a_users_choice_goes_before_the_models():
     config = dataclasses.replace(tiny_config(), sampling=SAMPLING)
-    own = cascade.choose_settings(config)
+    own = choose_settings(config)
     for field in dataclasses.fields(SamplingConfig):
         assert getattr(own, field.name) == getattr(SAMPLING, field.name)
-    chosen = cascade.choose_settings(
+    chosen = choose_settings(
         config, slices=3, steps=9, temperature=0.0, guidance=1.0, superres=False, superres_steps=5
     )
-    assert chosen[:5] == (3, 9, 0.0, 1.0, 5) and not chosen.superres
-    assert cascade.choose_settings(config, steps=None) == own
+    changes = {"steps": 9, "temperature": 0.0, "guidance": 1.0, "superres_steps": 5}
+    expected = dataclasses.replace(own, **changes, slices=3, superres=False)
+    assert chosen == expected
+    assert choose_settings(config, steps=None) == own

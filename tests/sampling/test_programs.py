@@ -7,16 +7,16 @@ import pytest
 from compiling import quick_jit
 from tiny_model import random_variables, tiny_config
 
+from gct_jax.components import build_component
 from gct_jax.models.maskgit import MaskGit
-from gct_jax.parts import build_part
+from gct_jax.sampling.guidance import with_guidance
 from gct_jax.sampling.programs import map_rows
-from gct_jax.sampling.token_decoding import with_guidance
 
 
 @pytest.fixture(scope="module")
 def maskgit():
     config = tiny_config()
-    return build_part(config, "maskgit"), random_variables(config, "maskgit")
+    return build_component(config, "maskgit"), random_variables(config, "maskgit")
 
 
 def test_prepared_text_gives_the_logits_of_the_text_itself(maskgit):

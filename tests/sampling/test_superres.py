@@ -9,9 +9,11 @@ import pytest
 from golden_case import GoldenCase, load_unet, quick_jit
 from jax.tree_util import Partial
 
+from gct_jax.config import DiffusionConfig
 from gct_jax.corruption import diffusion
 from gct_jax.corruption.low_res import noised_low_res, resize_nearest
 from gct_jax.sampling.diffusion_solvers import initial_state, solve, solver_step, time_grid
+from gct_jax.sampling.settings import SuperresSettings
 from gct_jax.sampling.superres import (
     first_then_together,
     make_denoiser,
@@ -44,7 +46,7 @@ def ancestral_step(unet_apply, state, number, conditions, step_noise):
     return solver_step(
         state,
         number,
-        denoise=make_denoiser(unet_apply, conditions),
+        denoise=make_denoiser(unet_apply, conditions, SuperresSettings(DiffusionConfig())),
         step_noise=lambda _: step_noise,
         log_snrs=LOG_SNRS,
         solver="ancestral",
@@ -81,11 +83,13 @@ def test_guided_sampling_in_one_loop_matches_golden(case, unet_apply):
     noise, step_noise = map(jnp.asarray, case.inputs("sample_init_noise", "sample_step_noise"))
     conditions = conditions_of(low_res, low_res_noise, case.arrays["in__text_embeds"][:1])
 
+    guided = SuperresSettings(DiffusionConfig(), guidance=3.0)
+
     @quick_jit
     def sample(unet_apply):
         return solve(
             noise,
-            denoise=make_denoiser(unet_apply, conditions, guidance=3.0),
+            denoise=make_denoiser(unet_apply, conditions, guided),
             step_noise=lambda step: step_noise[step],
             log_snrs=LOG_SNRS,
             solver="ancestral",
@@ -150,14 +154,19 @@ def blend(bias, x, log_snr, low_res, low_res_log_snr):
 
 def blended(low_res, keys, **options):
     """Slices [volumes, depth, 4, 4, 1] enlarged with `blend`."""
-    options = {"steps": 4, "batch": 4, "noise_turn": 1.0, **options}
+    chosen = {
+        name: options.pop(name) for name in ("solver", "noise_correlation") if name in options
+    }
+    settings = SuperresSettings(DiffusionConfig(image_size=8), steps=4, **chosen)
     network = Partial(blend, jnp.float32(0.1))
-    return super_resolve_slices(network, low_res, None, None, keys, image_size=8, **options)
+    return super_resolve_slices(
+        network, low_res, None, None, keys, settings, **{"batch": 4, **options}
+    )
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "dpm++"])
-@pytest.mark.parametrize("turn", [1.0, 2.5])
-def test_result_depends_on_neither_batch_size_nor_devices(solver, turn):
+@pytest.mark.parametrize("length", [1.0, 2.5])
+def test_result_depends_on_neither_batch_size_nor_devices(solver, length):
     low_res = np.linspace(-1, 1, 5 * 4 * 4, dtype=np.float32).reshape(1, 5, 4, 4, 1)
     devices = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     split = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("data"))
@@ -165,7 +174,7 @@ def test_result_depends_on_neither_batch_size_nor_devices(solver, turn):
 
     def run(**options):
         keys = jax.random.split(jax.random.key(3), 1)
-        return blended(low_res, keys, solver=solver, noise_turn=turn, **options)[0]
+        return blended(low_res, keys, solver=solver, noise_correlation=length, **options)[0]
 
     one_by_one = run(batch=1)
     assert one_by_one.shape == (5, 8, 8, 1)
@@ -186,12 +195,12 @@ def test_volumes_side_by_side_equal_each_alone():
     low_res = np.random.default_rng(0).uniform(-1, 1, (3, 3, 4, 4, 1)).astype(np.float32)
     keys = jax.random.split(jax.random.key(5), 3)
     finished = []
-    together = blended(low_res, keys, noise_turn=2.0, on_batch=finished.append)
+    together = blended(low_res, keys, noise_correlation=2.0, on_batch=finished.append)
     assert finished == [4, 8, 9]
     for volume in range(3):
-        alone = blended(low_res[[volume]], keys[jnp.array([volume])], noise_turn=2.0)
+        alone = blended(low_res[[volume]], keys[jnp.array([volume])], noise_correlation=2.0)
         np.testing.assert_array_equal(together[volume], alone[0])
-    swapped = blended(low_res, keys[::-1], noise_turn=2.0)
+    swapped = blended(low_res, keys[::-1], noise_correlation=2.0)
     assert np.abs(swapped[0] - together[0]).max() > 0.01
     np.testing.assert_array_equal(swapped[1], together[1])
 
@@ -250,18 +259,16 @@ def test_each_volume_reads_its_own_prompt():
         text,
         mask,
         jax.random.split(jax.random.key(0), 2),
-        image_size=4,
-        steps=2,
+        SuperresSettings(DiffusionConfig(image_size=4, objective="x_start"), steps=2),
         batch=3,
-        objective="x_start",
     )
     np.testing.assert_allclose(made[0], 0.1, atol=0.02)
     np.testing.assert_allclose(made[1], 0.7, atol=0.02)
 
 
-def noise_of(key, numbers, stream=1, turn=1.0):
+def noise_of(key, numbers, stream=1, correlation=1.0):
     keys = jnp.repeat(jax.random.key(key)[None], len(numbers))
-    return np.asarray(slice_noise(keys, jnp.array(numbers), stream, (128, 128, 1), turn))
+    return np.asarray(slice_noise(keys, jnp.array(numbers), stream, (128, 128, 1), correlation))
 
 
 def test_noise_differs_between_slices_streams_and_keys():
@@ -271,18 +278,18 @@ def test_noise_differs_between_slices_streams_and_keys():
     np.testing.assert_array_equal(noise_of(0, [2])[0], noise_of(0, [0, 1, 2])[2])
 
 
-@pytest.mark.parametrize("turn", [1.0, 2.0, 3.7])
-def test_noise_turns_with_depth_as_its_equation_says(turn):
+@pytest.mark.parametrize("length", [1.0, 2.0, 3.7])
+def test_noise_is_correlated_along_the_depth_as_its_equation_says(length):
     """Mean 0, variance 1 and the covariances that follow from equation (1), over 16,384 pixels."""
     numbers = np.arange(9)
-    samples = noise_of(4, list(numbers), turn=turn).reshape(9, -1).astype(np.float64)
+    samples = noise_of(4, list(numbers), correlation=length).reshape(9, -1).astype(np.float64)
     weights = np.zeros((9, 11))  # [slice, field]
-    field = (numbers // turn).astype(int)
-    angle = np.pi / 2 * (numbers / turn - field)
+    field = (numbers // length).astype(int)
+    angle = np.pi / 2 * (numbers / length - field)
     weights[numbers, field], weights[numbers, field + 1] = np.cos(angle), np.sin(angle)
     expected = weights @ weights.T
     np.testing.assert_allclose(np.diag(expected), 1)
-    if turn == 1:
+    if length == 1:
         np.testing.assert_allclose(expected, np.eye(9), atol=1e-12)
     assert abs(samples.mean(1)).max() < 5 / 128
     np.testing.assert_allclose(samples @ samples.T / 128**2, expected, atol=6 / 128)
@@ -307,9 +314,9 @@ def test_guidance_of_one_equals_the_text_branch():
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
 
     def predict(guidance):
-        denoise = make_denoiser(
-            network, {"text": text}, guidance=guidance, objective="x_start", percentile=None
-        )
+        diffusion = DiffusionConfig(objective="x_start", dynamic_thresholding=False)
+        settings = SuperresSettings(diffusion, guidance=guidance)
+        denoise = make_denoiser(network, {"text": text}, settings)
         return denoise(x, jnp.float32(0), jnp.zeros_like(x))
 
     np.testing.assert_allclose(predict(1.0), jnp.clip(0.1 * x + 1, -1, 1), atol=1e-6)

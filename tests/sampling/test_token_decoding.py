@@ -20,8 +20,9 @@ from gct_jax.interop.generatect.maskgit import (
     token_critic_from_reference,
 )
 from gct_jax.models.critics import TokenCritic
-from gct_jax.models.ctvit import CTViT, token_grid
+from gct_jax.models.ctvit import CTViT
 from gct_jax.models.maskgit import MaskGit
+from gct_jax.models.token_grid import token_grid
 from gct_jax.sampling import token_decoding
 from gct_jax.sampling.token_decoding import DecodingPlan, StepNoise
 
@@ -154,7 +155,7 @@ def test_counts_and_temperatures_match_golden(name):
     arrays = {key.removesuffix(f"_{name}"): value for key, value in case.arrays.items()}
     np.testing.assert_array_equal(grid, arrays["out__patch_shape"])
     assert np.prod(grid) == arrays["out__total_tokens"]
-    np.testing.assert_array_equal(plan.hidden_counts(), arrays["out__masked_per_step"])
+    np.testing.assert_array_equal(plan.masked_counts(), arrays["out__masked_per_step"])
     np.testing.assert_allclose(plan.temperatures(), arrays["out__temperature_per_step"], atol=1e-7)
 
 
@@ -240,8 +241,8 @@ def test_prime_frames_are_seen_kept_and_matter():
         np.testing.assert_array_equal(shown["model"][0][:, :1], prime)
         np.testing.assert_array_equal(shown["critic"][0][:, :1], prime)
         np.testing.assert_array_equal(shown["critic"][0][:, 1:], state.ids)
-        hidden = np.sum(np.asarray(shown["model"][0]) == TOY.mask_id, axis=(1, 2, 3))
-        np.testing.assert_array_equal(hidden, TOY.hidden_counts()[step])
+        masked = np.sum(np.asarray(shown["model"][0]) == TOY.mask_id, axis=(1, 2, 3))
+        np.testing.assert_array_equal(masked, TOY.masked_counts()[step])
 
     @jax.jit
     def decode(prime):

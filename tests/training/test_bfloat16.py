@@ -36,10 +36,12 @@ def batch_of(config):
 def stage_and_state(config, dtype):
     stage = make_stage(dataclasses.replace(config, dtype=dtype))
     # not the initial weights of the U-Net, whose last layer is zero
-    parts = [
-        part for part in ("ctvit", "maskgit", "superres", "t5") if part in (config.stage, "t5")
+    components = [
+        component
+        for component in ("ctvit", "maskgit", "superres", "t5")
+        if component in (config.stage, "t5")
     ]
-    pretrained = {part: random_variables(config.model, part) for part in parts}
+    pretrained = {component: random_variables(config.model, component) for component in components}
     return stage, quick_jit(stage.init_state)(jax.random.key(0), pretrained)
 
 

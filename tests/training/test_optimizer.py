@@ -13,7 +13,7 @@ from gct_jax.training.optimizer import (
     learning_rate,
     make_optimizer,
     slowed,
-    update_average,
+    update_ema,
 )
 
 
@@ -103,9 +103,9 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 def test_average_warms_up_to_its_decay():
     ema = {"x": jnp.float32(0.0)}
-    ema = update_average(ema, {"x": jnp.float32(1.0)}, jnp.int32(0), 0.99)
+    ema = update_ema(ema, {"x": jnp.float32(1.0)}, jnp.int32(0), 0.99)
     assert float(ema["x"]) == pytest.approx(0.9)  # decay 1 / 10
-    late = update_average({"x": jnp.float32(0.0)}, {"x": jnp.float32(1.0)}, jnp.int32(10**6), 0.99)
+    late = update_ema({"x": jnp.float32(0.0)}, {"x": jnp.float32(1.0)}, jnp.int32(10**6), 0.99)
     assert float(late["x"]) == pytest.approx(0.01, rel=1e-3)
 
 

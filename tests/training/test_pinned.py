@@ -39,8 +39,8 @@ SETTINGS = {
         "ctvit.continuous_steps=1",
         "ctvit.soft_tissue_weight=0.3",
         "ctvit.lung_weight=0.4",
-        "ctvit.twins=True",
-        "ctvit.twin_weight=1.5",
+        "ctvit.counterfactual_pairs=True",
+        "ctvit.counterfactual_weight=1.5",
         "ctvit.adversarial=True",
         "ctvit.discriminator_start_step=1",
         "ctvit.discriminator_every=1",
@@ -52,13 +52,13 @@ SETTINGS = {
     ],
     "t5": ["t5.attributes=3", "t5.classes=5", "optimizer.algorithm=muon"],
     "maskgit": [
-        "maskgit.steps=7",
+        "maskgit.mask_levels=7",
         "maskgit.text_drop=0.3",
         "maskgit.train_text_encoder=True",
         "maskgit.text_encoder_rate=0.4",
-        "maskgit.gradient_shrink=0.6",
-        "maskgit.twins=True",
-        "maskgit.twin_weight=0.8",
+        "maskgit.scale_gradient=0.6",
+        "maskgit.counterfactual_pairs=True",
+        "maskgit.counterfactual_weight=0.8",
         "maskgit.critic=token",
         "maskgit.critic_weight=0.5",
     ],
@@ -75,7 +75,7 @@ SETTINGS = {
     ],
 }
 # Held elsewhere: these need files or devices of their own, or change no number.
-ELSEWHERE = {"ctvit": {"commitment", "principal_start", "perceptual_weight", "vgg16"}}
+ELSEWHERE = {"ctvit": {"commitment", "perceptual_weight", "vgg16"}}
 
 
 def configuration(stage) -> TrainConfig:
@@ -85,7 +85,7 @@ def configuration(stage) -> TrainConfig:
 def batch_of(stage, rows=4):
     rng = np.random.default_rng(7)
     volume = rng.uniform(-1, 1, (rows, 5, 16, 16, 1)).astype(np.float32)
-    volume[1::2, 2:] = volume[::2, 2:]  # twins differ in their first slices
+    volume[1::2, 2:] = volume[::2, 2:]  # the rows of a pair differ in their first slices
     ids = rng.integers(0, 32, (rows, 3, 2, 2), dtype=np.int32)
     ids[1::2, 1:] = ids[::2, 1:]
     text = rng.integers(3, 128, (rows, 48), dtype=np.int32)
@@ -108,8 +108,8 @@ def batch_of(stage, rows=4):
 
 
 def pretrained(config):
-    parts = ("ctvit", "maskgit", "t5", "superres")
-    return {p: jax.tree.map(jnp.asarray, random_variables(config.model, p)) for p in parts}
+    components = ("ctvit", "maskgit", "t5", "superres")
+    return {p: jax.tree.map(jnp.asarray, random_variables(config.model, p)) for p in components}
 
 
 @pytest.mark.parametrize("stage", SETTINGS)
@@ -128,7 +128,7 @@ def test_pinned_training(stage):
     results["evaluation"] = {name: float(value) for name, value in evaluation.items()}
     moved = jax.tree.map(jnp.subtract, (state.params, state.ema), (start.params, start.ema))
     results["changed"] = pinned_run.summary(moved)
-    results["exported"] = pinned_run.summary(module.trained_parts(config, state))
+    results["exported"] = pinned_run.summary(module.trained_components(config, state))
     pinned_run.check(f"train_{stage}", results)
 
 
@@ -165,10 +165,10 @@ def test_what_is_exported_are_the_averages(stage):
         params=jax.tree.map(jnp.zeros_like, state.params),
         ema=jax.tree.map(lambda x: jnp.full_like(x, 2), state.ema),
     )
-    exported = module.trained_parts(config, marked)
-    for part, variables in exported.items():
+    exported = module.trained_components(config, marked)
+    for component, variables in exported.items():
         for leaf in jax.tree.leaves(variables["params"]):
-            assert (np.asarray(leaf) == 2).all(), part
+            assert (np.asarray(leaf) == 2).all(), component
 
 
 @pytest.mark.parametrize("stage", SETTINGS)
@@ -191,7 +191,7 @@ def test_what_is_evaluated_are_the_averages(stage):
 def test_dropped_text_does_not_matter_and_kept_text_does(stage):
     config = override(configuration(stage), ["maskgit.critic=none"])
     module = stage_module(config)
-    start = {part: variables["params"] for part, variables in pretrained(config).items()}
+    start = {component: variables["params"] for component, variables in pretrained(config).items()}
     params = start["superres"] if stage == "superres" else start
     batch = batch_of(stage)
     other = {**batch, "text_ids": batch["text_ids"].copy()}
@@ -208,7 +208,7 @@ def test_dropped_text_does_not_matter_and_kept_text_does(stage):
 
 
 def test_maskgit_is_shown_what_is_not_hidden_and_nothing_else(monkeypatch):
-    config = override(configuration("maskgit"), ["maskgit.critic=none", "maskgit.steps=0"])
+    config = override(configuration("maskgit"), ["maskgit.critic=none", "maskgit.mask_levels=0"])
     module, batch, shown = stage_module(config), batch_of("maskgit", rows=8), []
 
     class Recorder:
@@ -223,21 +223,25 @@ def test_maskgit_is_shown_what_is_not_hidden_and_nothing_else(monkeypatch):
             return jnp.zeros((*ids.shape, 16))
 
     monkeypatch.setattr(module, "models", lambda config: (Recorder(), None))
-    monkeypatch.setattr(module, "build_part", lambda *_: Text())
+    monkeypatch.setattr(module, "build_component", lambda *_: Text())
     params: dict = {"maskgit": {}, "t5": {}}
     _, metrics = module.loss_fn(params, {}, config, batch, random_key(5), 0.0)
     (ids,) = shown
-    hidden = ids == 32
-    np.testing.assert_array_equal(ids[~hidden], batch["token_ids"][~hidden])
-    assert 0 < hidden.mean() < 1
-    np.testing.assert_array_equal(hidden[::2], hidden[1::2])  # twins get one mask
-    assert float(metrics["hidden_share"]) == pytest.approx(hidden.mean())
+    masked = ids == 32
+    np.testing.assert_array_equal(ids[~masked], batch["token_ids"][~masked])
+    assert 0 < masked.mean() < 1
+    np.testing.assert_array_equal(masked[::2], masked[1::2])  # a pair gets one mask
+    assert float(metrics["masked_share"]) == pytest.approx(masked.mean())
     assert float(metrics["cross_entropy"]) == pytest.approx(np.log(32), rel=1e-5)
 
 
 @pytest.mark.parametrize("commitment", ["normalized", "reference"])
 def test_the_reconstruction_reaches_the_encoder_through_the_codes(commitment):
-    options = ["ctvit.adversarial=False", "ctvit.commitment_weight=0", "ctvit.twins=False"]
+    options = [
+        "ctvit.adversarial=False",
+        "ctvit.commitment_weight=0",
+        "ctvit.counterfactual_pairs=False",
+    ]
     options += [f"ctvit.commitment={commitment}", "ctvit.continuous_steps=0"]
     config = override(configuration("ctvit"), options)
     module = stage_module(config)

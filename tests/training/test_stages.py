@@ -29,7 +29,10 @@ def test_ctvit_needs_weights_for_its_perceptual_loss():
 
 def test_dropped_text_reaches_no_parameter_of_the_text_encoder():
     config = tiny.maskgit()
-    params = {part: random_variables(config.model, part)["params"] for part in ("maskgit", "t5")}
+    params = {
+        component: random_variables(config.model, component)["params"]
+        for component in ("maskgit", "t5")
+    }
     rng = np.random.default_rng(1)
     batch = {
         "token_ids": rng.integers(0, 32, (2, 3, 2, 2), dtype=np.int32),
@@ -49,17 +52,17 @@ def test_a_frozen_text_encoder_has_no_optimizer_and_is_exported():
     config = override(tiny.maskgit(), ["maskgit.train_text_encoder=False"])
     state = abstract_state(maskgit, config)
     assert set(state.params) == {"maskgit"} and set(state.extra) == {"t5"}
-    assert set(maskgit.trained_parts(config, state)) == {"maskgit", "t5"}
+    assert set(maskgit.trained_components(config, state)) == {"maskgit", "t5"}
 
 
 @pytest.mark.parametrize("stage", ["ctvit", "maskgit", "superres"])
 @pytest.mark.long
-def test_recomputed_layers_change_no_gradient(stage):
+def test_remat_changes_no_gradient(stage):
     rng = np.random.default_rng(2)
     config = getattr(tiny, stage)()
     start = {
-        part: jax.tree.map(jnp.asarray, random_variables(config.model, part))
-        for part in ("ctvit", "maskgit", "t5", "superres")
+        component: jax.tree.map(jnp.asarray, random_variables(config.model, component))
+        for component in ("ctvit", "maskgit", "t5", "superres")
     }
     module = {"ctvit": ctvit, "maskgit": maskgit, "superres": superres}[stage]
     state = module.init_state(config, KEY, start)
@@ -79,7 +82,7 @@ def test_recomputed_layers_change_no_gradient(stage):
         return maskgit.loss_fn(params, state.extra, config, batch, KEY, 0.1)[0]
 
     gradients = [
-        jax.jit(jax.grad(functools.partial(loss, config=override(config, [f"recompute={flag}"]))))(
+        jax.jit(jax.grad(functools.partial(loss, config=override(config, [f"remat={flag}"]))))(
             state.params
         )
         for flag in (False, True)
@@ -114,8 +117,10 @@ def test_a_window_sees_differences_within_its_range_as_shares_of_its_width():
     )
 
 
-def test_lung_error_weighs_the_findings_of_twins_and_enters_the_loss():
-    config = override(tiny.ctvit(), ["ctvit.twins=True", "ctvit.twin_weight=3.0"])
+def test_lung_error_weighs_the_findings_of_pairs_and_enters_the_loss():
+    config = override(
+        tiny.ctvit(), ["ctvit.counterfactual_pairs=True", "ctvit.counterfactual_weight=3.0"]
+    )
     start = {"ctvit": jax.tree.map(jnp.asarray, random_variables(config.model, "ctvit"))}
     state = ctvit.init_state(config, KEY, start)
     volume = np.random.default_rng(4).uniform(-1, 0, (2, 5, 16, 16, 1)).astype(np.float32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gct_jax.components import abstract_variables
 from gct_jax.config import CTViTConfig, ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
 from gct_jax.interop.generatect import transformer as blocks
@@ -23,9 +24,8 @@ from gct_jax.interop.generatect.layout import (
     sizes,
     without_prefix,
 )
-from gct_jax.models.ctvit import patch_sides
 from gct_jax.models.discriminator import Discriminator
-from gct_jax.parts import abstract_variables
+from gct_jax.models.token_grid import patch_sides
 from gct_jax.random_keys import random_key
 from gct_jax.ranges import Checked, number
 

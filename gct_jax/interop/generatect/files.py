@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from gct_jax.config import from_dict
+from gct_jax.config import CriticConfig, MaskGitConfig, from_dict
 from gct_jax.errors import GctError, ModelFolderError
 from gct_jax.interop.generatect import ctvit, maskgit, unet, unet_config
 from gct_jax.interop.generatect.copies import BUFFERS, choose_copy, name_averages
@@ -40,17 +40,19 @@ LAYOUTS: dict[str, Callable[[Any], Layout]] = {
     "superres": unet.unet_layout,
     "maskgit": maskgit.maskgit_layout,
     "ctvit": ctvit.ctvit_layout,
+    "critic": maskgit.critic_layout,
     "self_critic": maskgit.self_critic_layout,
     "token_critic": maskgit.token_critic_layout,
     "quantizer": lambda size: ctvit.codebook_layout(*size),
 }
-# Tensors beside the networks that a state dict of this kind may hold.
+CRITICS = ("token_critic", "self_critic")
 SINGLE_KINDS = ("maskgit", "ctvit", "token_critic", "quantizer")
 ASSUMPTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "ctvit": ctvit.assumptions,
     "superres": unet_config.assumptions,
 }
-COMPANIONS = {"transformer": ("critic.",), "superres": ("unets.",)}
+COMPANIONS = {"transformer": ("critic.maskgit.",), "superres": ("unets.",)}
+CRITIC = "critic."  # what a transformer's file puts before its critic's tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,8 @@ class ReferenceFile:
     Attributes:
       kind: one of those listed at the top of this module.
       config: config of each network in the file: `CTViTConfig` under "ctvit", `MaskGitConfig` under
-        "maskgit" (and the critics), `UNetConfig` under "superres".
+        "maskgit" and in a critic's own file, `CriticConfig` under "critic" of a transformer's file,
+        `UNetConfig` under "superres".
       variables: float32 variables of the Flax module of each network.
       prefixes: what the file puts before the names of each network's tensors.
       set_aside: all other tensors by name; nested names are joined with "/".
@@ -103,7 +106,7 @@ def read_reference(
     """
     options = {
         "ctvit": _checked_options(ctvit.NotInferable, "ctvit", ctvit_options or {}),
-        "superres": _checked_options(NotInferable, "unet", unet_options or {}),
+        "superres": _checked_options(NotInferable, "superres", unet_options or {}),
     }
     document = read_weight_file(path)
     try:
@@ -112,16 +115,18 @@ def read_reference(
         _require_companions(tensors, kind, prefixes, structure)
         config, variables, assumed = {}, {}, {}
         set_aside = dict(tensors)
-        for part, prefix in prefixes.items():
-            state = _state(tensors, prefix, unchosen, part)
-            given = options.get(part, {})
-            config[part], variables[part] = _convert(part, state, given)
-            if part in ASSUMPTIONS:
-                assumed[part] = ASSUMPTIONS[part](state, config[part], given)
-            for name in LAYOUTS[part](config[part]).names():
+        for component, prefix in prefixes.items():
+            state = _state(tensors, prefix, unchosen, component)
+            given = options.get(component, {})
+            config[component], variables[component] = _convert(component, state, given)
+            if component in ASSUMPTIONS:
+                assumed[component] = ASSUMPTIONS[component](state, config[component], given)
+            for name in LAYOUTS[component](config[component]).names():
                 set_aside.pop(prefix + name, None)
+        if "critic" in config and config["critic"].kind == "self":
+            config["critic"] = self_critic_config(config["maskgit"])
     except GctError as error:
-        text = str(error).replace("UNetConfig.", "unet.").replace("CTViTConfig.", "ctvit.")
+        text = str(error).replace("UNetConfig.", "superres.").replace("CTViTConfig.", "ctvit.")
         raise ModelFolderError(f"{path}: {text}") from None
     for name in list(set_aside):  # a self critic saves the whole MaskGIT a second time
         original = name.removeprefix("critic.")
@@ -131,6 +136,28 @@ def read_reference(
             del set_aside[name]
     return ReferenceFile(
         kind, config, variables, prefixes, set_aside, structure, assumed, tuple(unchosen)
+    )
+
+
+def self_critic_config(maskgit: MaskGitConfig) -> CriticConfig:
+    """The component "critic" that scores the hidden states of this MaskGIT."""
+    return CriticConfig(**dataclasses.asdict(maskgit), kind="self")
+
+
+def critic_component(file: ReferenceFile) -> tuple[dict[str, Any], dict[str, Params]]:
+    """Configs and variables of the components that a critic's own file holds: "critic", and
+    "maskgit" if it is a self critic."""
+    config, variables = file.config[file.kind], file.variables[file.kind]
+    if file.kind == "token_critic":
+        critic = CriticConfig(**dataclasses.asdict(config), kind="token")
+        return {"critic": critic}, {"critic": variables}
+    params = variables["params"]
+    return (
+        {"maskgit": config, "critic": self_critic_config(config)},
+        {
+            "maskgit": {"params": params["maskgit"]},
+            "critic": {"params": {"to_score": params["to_score"]}},
+        },
     )
 
 
@@ -153,9 +180,10 @@ def reference_tensors(file: ReferenceFile) -> dict[str, np.ndarray]:
     reference gives them when it is built.
     """
     tensors = dict(file.set_aside)
-    for part, prefix in file.prefixes.items():
+    for component, prefix in file.prefixes.items():
         kept = without_prefix(file.set_aside, prefix)
-        state = LAYOUTS[part](file.config[part]).to_reference(file.variables[part], kept)
+        layout = LAYOUTS[component](file.config[component])
+        state = layout.to_reference(file.variables[component], kept)
         tensors |= {prefix + name: value for name, value in state.items()}
     if "critic.to_pred.0.weight" in tensors:
         again = {f"critic.{name}": x for name, x in tensors.items() if name.startswith("maskgit.")}
@@ -182,11 +210,15 @@ def _recognise(tensors: State, copy: str | None = None) -> tuple[str, dict[str, 
         ("transformer", whole, {"ctvit": "ctvit.", "maskgit": "maskgit."}),
         *((kind, found[kind], {kind: ""}) for kind in SINGLE_KINDS),
     )
-    for kind, prefixes, parts in kinds:
+    for kind, prefixes, inside in kinds:
         if prefixes:
             chosen = choose_copy(prefixes, copy)
             others = [prefix for prefix in prefixes if prefix != chosen]
-            return kind, {part: chosen + inside for part, inside in parts.items()}, others
+            networks = {name: chosen + prefix for name, prefix in inside.items()}
+            critics = (f"{chosen}{CRITIC}{SIGNATURES[name]}" for name in CRITICS)
+            if kind == "transformer" and any(name in tensors for name in critics):
+                networks["critic"] = chosen + CRITIC
+            return kind, networks, others
     first = f", first {min(tensors)!r}" if tensors else ""
     raise ModelFolderError(
         f"no GenerateCT weights among its {len(tensors)} tensor(s){first}; these would be known by "
@@ -203,11 +235,15 @@ def _prefixes(tensors: State, signature: str) -> list[str]:
     return sorted(outside, key=lambda prefix: (len(prefix), prefix))
 
 
-def _state(tensors: State, prefix: str, unchosen: list[str], part: str) -> dict[str, np.ndarray]:
+def _state(
+    tensors: State, prefix: str, unchosen: list[str], component: str
+) -> dict[str, np.ndarray]:
     """The tensors of one network; what an average leaves out (buffers) is that of another copy."""
     state = without_prefix(tensors, prefix)
+    if component == "critic":  # a self critic's file repeats its MaskGIT
+        state = {name: value for name, value in state.items() if not name.startswith("maskgit.")}
     for other in unchosen:
-        ending = f"{part}." if prefix.endswith(f"{part}.") else ""
+        ending = f"{component}." if prefix.endswith(f"{component}.") else ""
         for name, value in without_prefix(tensors, other + ending).items():
             if name.endswith(BUFFERS):
                 state.setdefault(name, value)
@@ -229,19 +265,20 @@ def _require_companions(
         )
 
 
-def _convert(part: str, state: State, options: Mapping[str, Any]) -> tuple[Any, Params]:
-    if part == "superres":
+def _convert(component: str, state: State, options: Mapping[str, Any]) -> tuple[Any, Params]:
+    if component == "superres":
         return unet.unet_from_reference(state, **options)
-    if part == "ctvit":
+    if component == "ctvit":
         return ctvit.ctvit_from_reference(state, **options)
-    if part == "quantizer":
+    if component == "quantizer":
         size = sizes(state, "_codebook.embed", 3)[1:]
         return size, ctvit.codebook_layout(*size).from_reference(state)
     convert = {
         "maskgit": maskgit.maskgit_from_reference,
+        "critic": maskgit.critic_from_reference,
         "token_critic": maskgit.token_critic_from_reference,
         "self_critic": maskgit.self_critic_from_reference,
-    }[part]
+    }[component]
     return convert(state)
 
 

@@ -1,16 +1,18 @@
 """PyTorch names and layouts of MaskGIT and its critics.
 
 Sizes follow from the tensor shapes. The gradient shrink does not, and changes no output: to train
-published weights on as before, give `MaskGit` a `gradient_shrink` of 0.1.
+published weights on as before, give `MaskGit` a `scale_gradient` of 0.1.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gct_jax.config import MaskGitConfig, ModelConfig, module_fields
+from gct_jax.components import abstract_variables
+from gct_jax.config import CriticConfig, MaskGitConfig, ModelConfig, module_fields
 from gct_jax.interop.generatect.layout import (
     Idle,
     Layout,
@@ -25,7 +27,6 @@ from gct_jax.interop.generatect.layout import (
 )
 from gct_jax.interop.generatect.transformer import dense, position_bias, transformer
 from gct_jax.models.critics import TokenCritic
-from gct_jax.parts import abstract_variables
 from gct_jax.random_keys import random_key
 
 
@@ -75,6 +76,31 @@ def self_critic_from_reference(state: State) -> tuple[MaskGitConfig, Params]:
     return config, self_critic_layout(config).from_reference(state)
 
 
+def critic_from_reference(state: State) -> tuple[CriticConfig, Params]:
+    """Convert a transformer's critic (names without the prefix `critic.`, without its MaskGit).
+
+    Returns:
+      the configuration and {"params": ..} of the component "critic". The sizes of a self critic
+      are those of its MaskGit, of which these tensors tell the width alone.
+
+    Raises:
+      ModelFolderError: a tensor is missing, unknown or of a contradictory shape.
+    """
+    if "to_pred.0.weight" in state:
+        width = sizes(state, "to_pred.0.weight", 2)[1]
+        config = CriticConfig(kind="self", dim=width)
+    else:
+        config = CriticConfig(**dataclasses.asdict(_config(state)), kind="token")
+    return config, critic_layout(config).from_reference(state)
+
+
+def critic_layout(config: CriticConfig) -> Layout:
+    """Which tensor of the reference holds which variable of the component "critic"."""
+    if config.kind == "token":
+        return token_critic_layout(MaskGitConfig(**module_fields(config)))
+    return Layout.of({"params": {"to_score": _score(config.dim)}}, _score_entries())
+
+
 def maskgit_layout(config: MaskGitConfig) -> Layout:
     """Which tensor of the reference holds which variable of `MaskGit`."""
     return Layout.of(abstract_variables(ModelConfig(maskgit=config), "maskgit"), _entries(config))
@@ -92,15 +118,22 @@ def token_critic_layout(config: MaskGitConfig) -> Layout:
 def self_critic_layout(config: MaskGitConfig) -> Layout:
     """Which tensor of the reference holds which variable of `SelfCritic`."""
     maskgit = abstract_variables(ModelConfig(maskgit=config), "maskgit")["params"]
-    score = {
-        "kernel": jax.ShapeDtypeStruct((config.dim, 1), jnp.float32),
-        "bias": jax.ShapeDtypeStruct((1,), jnp.float32),
-    }
     entries = [
         *with_their_prefix(_entries(config, "params.maskgit"), "maskgit."),
-        *dense("params.to_score", "to_pred.0"),
+        *_score_entries(),
     ]
-    return Layout.of({"params": {"maskgit": maskgit, "to_score": score}}, entries)
+    return Layout.of({"params": {"maskgit": maskgit, "to_score": _score(config.dim)}}, entries)
+
+
+def _score(dim: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        "kernel": jax.ShapeDtypeStruct((dim, 1), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((1,), jnp.float32),
+    }
+
+
+def _score_entries() -> Iterator[Link | Idle]:
+    yield from dense("params.to_score", "to_pred.0")
 
 
 def _entries(config: MaskGitConfig, ours: str = "params") -> Iterator[Link | Idle]:

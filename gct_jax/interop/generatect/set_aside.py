@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from gct_jax.components import present_components
 from gct_jax.config import to_dict
 from gct_jax.errors import ModelFolderError
 from gct_jax.interop.generatect.files import ReferenceFile, reference_tensors
@@ -20,7 +21,6 @@ from gct_jax.interop.generatect.layout import without_prefix
 from gct_jax.interop.generatect.unet import require_reference_unet
 from gct_jax.interop.weight_files import read_safetensors, write_safetensors
 from gct_jax.model_folder import Model
-from gct_jax.parts import CONFIG_FIELD, has_part
 
 FILE_NAME = "set_aside.safetensors"
 # Where the networks lie in each kind of state dict.
@@ -45,11 +45,11 @@ def write_set_aside(folder: Path, files: Iterable[ReferenceFile]) -> None:
 
 
 def write_beside(folder: Path, file: ReferenceFile) -> None:
-    """Write a network that is no part of a model folder, a critic or a codebook, as
+    """Write a network that is no component of a model folder, a codebook alone, as
     `<kind>.safetensors`: our variables by path, and their configuration as JSON in the metadata."""
-    (part,) = file.prefixes
-    flat = flatten_dict(jax.device_get(file.variables[part]), sep=".")
-    config = file.config[part]
+    (component,) = file.prefixes
+    flat = flatten_dict(jax.device_get(file.variables[component]), sep=".")
+    config = file.config[component]
     values = to_dict(config) if dataclasses.is_dataclass(config) else list(config)
     write_safetensors(
         folder / f"{file.kind}.safetensors", flat, {"config": json.dumps(values), "kind": file.kind}
@@ -91,21 +91,27 @@ def reference_files(model: Model) -> list[ReferenceFile]:
       ModelFolderError: a file of the folder is damaged, or it has none of the reference's networks.
     """
     files = list(read_set_aside(model.folder).values())
-    sources = {part for file in files for part in file.prefixes}
-    present = {part for part in ("ctvit", "maskgit", "superres") if has_part(model.config, part)}
+    sources = {component for file in files for component in file.prefixes}
+    present = {name for name in present_components(model.config) if name in PREFIXES}
     if not present and not files:
         raise ModelFolderError(f"model folder {model.folder} has none of the reference's networks")
     kinds = sorted(present - sources)
+    with_critic = model.config.critic is not None
     if "maskgit" in kinds and "ctvit" in present:
         kinds[kinds.index("maskgit")] = "transformer"
-    files += [_new_file(kind) for kind in kinds]
-    if model.config.unet is not None:
-        require_reference_unet(model.config.unet)
+    elif "maskgit" in kinds and with_critic:
+        raise ModelFolderError(
+            f"model folder {model.folder} has a critic and no CT-ViT; the reference stores a "
+            "critic in the transformer's file, which needs both"
+        )
+    files += [_new_file(kind, with_critic) for kind in kinds]
+    if model.config.superres is not None:
+        require_reference_unet(model.config.superres)
     return [
         dataclasses.replace(
             file,
-            config={part: getattr(model.config, CONFIG_FIELD[part]) for part in file.prefixes},
-            variables={part: model.variables(part) for part in file.prefixes},
+            config={component: getattr(model.config, component) for component in file.prefixes},
+            variables={component: model.variables(component) for component in file.prefixes},
         )
         for file in files
     ]
@@ -115,10 +121,10 @@ def plain_tensors(file: ReferenceFile) -> dict[str, np.ndarray]:
     """The state dict of the reference's module of this kind, without a trainer's additions."""
     if file.structure is None:
         return reference_tensors(file)
-    plain = _new_file(file.kind)
+    plain = _new_file(file.kind, "critic" in file.prefixes)
     kept = {
-        plain.prefixes[part] + name: value
-        for part, prefix in file.prefixes.items()
+        plain.prefixes[component] + name: value
+        for component, prefix in file.prefixes.items()
         for name, value in without_prefix(file.set_aside, prefix).items()
     }
     return reference_tensors(
@@ -131,7 +137,8 @@ def plain_tensors(file: ReferenceFile) -> dict[str, np.ndarray]:
     )
 
 
-def _new_file(kind: str) -> ReferenceFile:
+def _new_file(kind: str, with_critic: bool) -> ReferenceFile:
     # The first of the two cascaded U-Nets is an empty one with a single number.
     beside = {"unets.0.dummy_parameter": np.zeros(1, np.float32)} if kind == "superres" else {}
-    return ReferenceFile(kind, {}, {}, PREFIXES[kind], beside)
+    critic = {"critic": "critic."} if kind == "transformer" and with_critic else {}
+    return ReferenceFile(kind, {}, {}, PREFIXES[kind] | critic, beside)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from gct_jax.components import abstract_variables
 from gct_jax.config import ModelConfig, UNetConfig
 from gct_jax.errors import InputError
 from gct_jax.interop.generatect.layout import Idle, Layout, Link, Params, State, link
 from gct_jax.interop.generatect.transformer import LINEAR_HALVES, dense, layer_norm
 from gct_jax.interop.generatect.unet_config import infer_config
-from gct_jax.parts import abstract_variables
 
 CONVOLUTION = "o i h w -> h w i o"
 POINTWISE = "o i 1 1 -> i o"
@@ -56,7 +56,7 @@ def unet_to_reference(
 
 def unet_layout(config: UNetConfig) -> Layout:
     """Which tensor of the reference holds which variable of `UNet`."""
-    variables = abstract_variables(ModelConfig(unet=config), "superres")
+    variables = abstract_variables(ModelConfig(superres=config), "superres")
     entries = list(_entries(config))
     if config.text_embed_dim is None and config.attn_pool_text:
         entries += _idle_pool(config)

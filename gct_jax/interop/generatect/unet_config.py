@@ -117,7 +117,7 @@ def infer_config(state: State, **not_inferable: Any) -> UNetConfig:
         raise ModelFolderError(
             f"the first convolution reads {given} channels, which are not {parts} image(s) and "
             f"{options.get('cond_images_channels', 0)} condition channel(s); state "
-            "--set unet.cond_images_channels=N or --set unet.self_cond=True"
+            "--set superres.cond_images_channels=N or --set superres.self_cond=True"
         )
     options["channels"] = inputs // parts
     options["init_conv_to_final_conv_residual"] = _has_initial_residual(state, options, widths)
@@ -167,7 +167,7 @@ def _attention_size(state: State, default_dim_head: int) -> dict[str, int]:
     if inner and inner[0] % dim_head:
         raise ModelFolderError(
             f"attn_dim_head = {dim_head} does not divide the {inner[0]} channels of the attention; "
-            "state it with --set unet.attn_dim_head=N"
+            "state it with --set superres.attn_dim_head=N"
         )
     middle_query = sizes(state, "mid_block1.cross_attn.to_q.weight", 2)[0]
     middle_dim_head = sizes(state, "mid_block1.cross_attn.null_kv", 2)[1]

@@ -5,9 +5,9 @@ import pytest
 
 from data_pipelines.phantom.case import (
     case_from_findings,
+    counterfactual_description,
     sample_case,
     sample_description,
-    twin_description,
 )
 from data_pipelines.phantom.findings import FINDINGS, Finding, sample_findings
 from data_pipelines.phantom.render import REACH_MM
@@ -123,10 +123,10 @@ def test_a_name_given_twice_is_refused():
         case_from_findings(0, 50, "male", (finding, finding))
 
 
-def test_twins_are_one_patient_with_findings_on_the_other_side():
+def test_a_counterfactual_is_the_same_patient_with_findings_on_the_other_side():
     moved = 0
     for seed in range(40):
-        first, second = sample_description(seed), twin_description(seed)
+        first, second = sample_description(seed), counterfactual_description(seed)
         assert (first.age, first.sex) == (second.age, second.sex)
         before = {finding.name: finding for finding in first.findings}
         for finding in second.findings:
@@ -138,7 +138,7 @@ def test_twins_are_one_patient_with_findings_on_the_other_side():
     assert moved > 20
     healthy = [
         case_from_findings(7, *describe(7)[:2], ()).anatomy
-        for describe in (sample_description, twin_description)
+        for describe in (sample_description, counterfactual_description)
     ]
     for name in healthy[0]:
         np.testing.assert_array_equal(healthy[0][name], healthy[1][name])

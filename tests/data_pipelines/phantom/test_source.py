@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.phantom.case import sample_case, twin_description
+from data_pipelines.phantom.case import counterfactual_description, sample_case
 from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.grid import Grid as PhantomGrid
 from data_pipelines.phantom.render import render
@@ -50,6 +50,6 @@ def test_attributes_are_those_of_the_wording(source):
 def test_splits_and_patients(source):
     assert [source.split(case) for case in (0, 8, 9, 11)] == [TRAINING] * 2 + [HELD_OUT] * 2
     assert source.patient(3) == source.counterfactual().patient(3) != source.patient(4)
-    names = {finding.name for finding in twin_description(5).findings}
+    names = {finding.name for finding in counterfactual_description(5).findings}
     other = source.counterfactual().labels(5)
     assert names == {FINDINGS[i] for i in np.flatnonzero(other)}

@@ -12,6 +12,7 @@ from tiny_model import quick_compilation, save_tiny_model
 from gct_jax.config import SUPERRES_SOLVERS, DiffusionConfig
 from gct_jax.corruption.diffusion import log_snr_cosine
 from gct_jax.sampling.diffusion_solvers import time_grid
+from gct_jax.sampling.settings import SuperresSettings
 from gct_jax.sampling.superres import FIRST_STEP_STREAM, slice_noise, super_resolve_slices
 from launch.studies import superres
 from launch.studies.superres_measures import (
@@ -91,11 +92,7 @@ def test_dpm_solver_equals_the_sampler_of_generate():
             None,
             None,
             fine.keys[row][None],
-            image_size=8,
-            steps=4,
-            solver="dpm++",
-            objective="x_start",
-            percentile=None,
+            SuperresSettings(DIFFUSION, steps=4, solver="dpm++"),
         )[0, int(fine.numbers[row])]
         np.testing.assert_allclose(made[row], expected, atol=1e-5)
 
@@ -125,7 +122,7 @@ def test_measures_of_known_images():
 @pytest.mark.long
 def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
-    monkeypatch.setattr(superres, "NOISE_DEPTHS_MM", (0.0, 30.0))
+    monkeypatch.setattr(superres, "NOISE_CORRELATIONS_MM", (0.0, 30.0))
     monkeypatch.setattr(superres, "STEPS", (2, 4, 3))
     monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)
     arguments = ["--model", str(model), "--out", str(tmp_path / "out"), "--cases", "1"]

@@ -1,4 +1,4 @@
-"""Twins: exchange, weights, and what a batch of them means for MaskGIT's loss."""
+"""Counterfactual pairs: exchange, weights, and what a batch of them means for MaskGIT's loss."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,13 @@ from tiny_model import random_variables
 
 from configs import tiny
 from gct_jax.config import override
-from gct_jax.training import maskgit, twins
+from gct_jax.training import counterfactual_pairs, maskgit
 from gct_jax.training.state import TrainState
 
 KEY = jax.random.key(0)
-CONFIG = override(tiny.maskgit(), ["maskgit.twins=True", "maskgit.twin_weight=2.0"])
+CONFIG = override(
+    tiny.maskgit(), ["maskgit.counterfactual_pairs=True", "maskgit.counterfactual_weight=2.0"]
+)
 
 
 def batch():
@@ -26,24 +28,34 @@ def batch():
 
 def test_exchange_swaps_neighbouring_rows_and_undoes_itself():
     rows = jnp.arange(12).reshape(4, 3)
-    np.testing.assert_array_equal(twins.exchange(rows), rows[jnp.array([1, 0, 3, 2])])
-    np.testing.assert_array_equal(twins.exchange(twins.exchange(rows)), rows)
+    np.testing.assert_array_equal(
+        counterfactual_pairs.exchange(rows), rows[jnp.array([1, 0, 3, 2])]
+    )
+    np.testing.assert_array_equal(
+        counterfactual_pairs.exchange(counterfactual_pairs.exchange(rows)), rows
+    )
 
 
 def test_only_differences_beyond_the_threshold_weigh_more():
     rows = jnp.array([[0.0, 0.0, 0.5], [0.0, 0.02, 0.1]])
-    weight = twins.difference_weight(rows, 3.0, threshold=0.03)
+    weight = counterfactual_pairs.difference_weight(rows, 3.0, threshold=0.03)
     np.testing.assert_array_equal(weight, [[1, 1, 4], [1, 1, 4]])
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {part: random_variables(CONFIG.model, part)["params"] for part in ("maskgit", "t5")}
+    return {
+        component: random_variables(CONFIG.model, component)["params"]
+        for component in ("maskgit", "t5")
+    }
 
 
-def test_twins_share_their_mask(params):
+def test_pairs_share_their_mask(params):
     data = batch()
-    exchanged = {name: np.asarray(twins.exchange(jnp.asarray(rows))) for name, rows in data.items()}
+    exchanged = {
+        name: np.asarray(counterfactual_pairs.exchange(jnp.asarray(rows)))
+        for name, rows in data.items()
+    }
 
     def loss(config, rows):
         return float(quick_jit(lambda b: maskgit.loss_fn(params, {}, config, b, KEY, 0.0)[0])(rows))
@@ -54,7 +66,7 @@ def test_twins_share_their_mask(params):
     assert loss(strangers, exchanged) != pytest.approx(loss(strangers, data), rel=1e-4)
 
 
-def test_text_gain_is_zero_for_twins_with_one_report_and_not_for_two(params):
+def test_text_gain_is_zero_for_pairs_with_one_report_and_not_for_two(params):
     state = TrainState(
         step=jnp.int32(0), key=KEY, params=params, ema=params, opt_state={}, extra={}
     )

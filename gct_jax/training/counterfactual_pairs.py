@@ -1,8 +1,8 @@
-"""Batches in which rows 2i and 2i + 1 are twins: one patient, one image noise, other findings.
+"""Batches in which rows 2i and 2i + 1 are one patient, one image noise, other findings.
 
-Where twins differ is where their findings are, without anyone having outlined them:
+Where the rows of a pair differ is where their findings are, without anyone having outlined them:
 
-    w = 1 + weight [|x - twin of x| > threshold]                                            (1)
+    w = 1 + weight [|x - other row of the pair| > threshold]                                 (1)
 """
 
 import jax
