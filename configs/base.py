@@ -10,7 +10,16 @@ wrong is mended and named below.
         --from out/base/ctvit --from T5_FOLDER
 
 T5_FOLDER is a model folder with the T5 1.1 base encoder, as `python -m gct_jax convert` makes it.
-On several hosts add `--multi-host` and for instance `loop.mesh=[-1, 4, 2]`.
+
+As it stands, this trains on the phantom of `data_pipelines/phantom`, rendered at this size, which
+shows that everything runs and teaches nothing about patients. CTs come from `data.source`, see
+`data_pipelines/README.md`; CT-RATE as the published system prepared it is
+`data.source=generatect data.root=CT_RATE/train data.reports=reports.xlsx`. They are prepared once,
+
+    python -m launch.prepare --config configs/base.py:ctvit --out out/base/data data.source=...
+
+and a stage gets `data.folder=out/base/data` with the same `data.source`. On several hosts the
+phantom is prepared too; add `--multi-host` and for instance `loop.mesh=[-1, 4, 2]`.
 """
 
 from gct_jax.config import ModelConfig

@@ -2,12 +2,18 @@
 
     bash launch/demo/train.sh out/demo                 # everything below, in order, resumable
 
-    python -m launch.train --config configs/demo.py:ctvit --workdir out/demo/ctvit
+    python -m launch.prepare --config configs/demo.py:ctvit --out out/demo/pool
+    python -m launch.train --config configs/demo.py:ctvit --workdir out/demo/ctvit \\
+        data.folder=out/demo/pool
     python -m launch.train --config configs/demo.py:t5 --workdir out/demo/t5
+    python -m launch.prepare --config configs/demo.py:maskgit --out out/demo/pool \\
+        --from out/demo/ctvit
     python -m launch.train --config configs/demo.py:maskgit --workdir out/demo/maskgit \\
-        --from out/demo/ctvit --from out/demo/t5
-    python -m launch.train --config configs/demo.py:superres --workdir out/demo/superres \\
+        --from out/demo/ctvit --from out/demo/t5 data.folder=out/demo/pool
+    python -m launch.prepare --config configs/demo.py:superres --out out/demo/pool \\
         --from out/demo/ctvit --from out/demo/maskgit
+    python -m launch.train --config configs/demo.py:superres --workdir out/demo/superres \\
+        --from out/demo/ctvit --from out/demo/maskgit data.folder=out/demo/pool
     python -m launch.export_model out/demo/ctvit out/demo/maskgit out/demo/superres \\
         --out gct_jax/assets/demo
 

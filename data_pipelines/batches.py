@@ -8,12 +8,12 @@ epoch p div n: every case comes once per epoch.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 
+from data_pipelines.shards import Arrays
 from data_pipelines.source import Source
+from gct_jax.volumes.intensity import to_unit
 
-Arrays = Callable[[int], np.ndarray | jax.Array]  # case number -> array
 EncodeText = Callable[[list[str]], np.ndarray]
 Batch = dict[str, np.ndarray]
 
@@ -39,9 +39,9 @@ def batch_cases(
     ]
 
 
-def unit_intensity(volume_hu: np.ndarray | jax.Array) -> np.ndarray:
-    """HU as the models see it: float32 HU / 1000 in [-1, 1], with a channel axis."""
-    return np.clip(np.asarray(volume_hu, np.float32) / 1000, -1, 1)[..., None]
+def unit_intensity(volume_hu: np.ndarray) -> np.ndarray:
+    """HU as the models see it: float32 in [-1, 1], with a channel axis."""
+    return to_unit(volume_hu)[..., None]
 
 
 def stream(

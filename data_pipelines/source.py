@@ -5,15 +5,19 @@ named as "MODULE:CLASS" in `data.source`. It is built with the `DataConfig`.
 """
 
 import importlib
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
+import jax
 import numpy as np
 
 from gct_jax.errors import ConfigError
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
 
-SOURCES = {"phantom": "data_pipelines.phantom.source:PhantomSource"}
+SOURCES = {
+    "phantom": "data_pipelines.phantom.source:PhantomSource",
+    "generatect": "data_pipelines.generatect.source:GenerateCTSource",
+}
 TRAINING, HELD_OUT = "training", "held_out"
 
 
@@ -22,12 +26,15 @@ class Source(Protocol):
 
     Attributes:
       cases: how many there are.
+      rendered: whether a case is computed rather than read. A single process may train on such
+        cases without preparing them.
     """
 
     cases: int
+    rendered: bool
 
-    def volume_hu(self, case: int, grid: Grid) -> Any:
-        """The CT on a grid: int16 [depth, height, width] in HU, an array of NumPy or JAX."""
+    def volume_hu(self, case: int, grid: Grid) -> "np.ndarray | jax.Array":
+        """The CT on a grid: int16 [depth, height, width] in HU."""
 
     def report(self, case: int, rng: np.random.Generator) -> str:
         """The report; a source that knows several wordings draws one."""

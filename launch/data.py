@@ -1,24 +1,23 @@
-"""A source's batches for each stage, prepared once and then read from disk."""
+"""Batches for each stage, from what was prepared or, of the phantom, is rendered in memory."""
 
-import hashlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from data_pipelines import batches, shards
+from data_pipelines import batches
+from data_pipelines.shards import Arrays, InMemory, Keep, Reading
 from data_pipelines.source import HELD_OUT, TRAINING, Source, open_source
-from gct_jax.components import build_component
-from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Components
-from gct_jax.volumes.grid import Grid
+from launch.arrays import row_sources, stage_arrays
 
 VOCABULARY_REPORTS = 10000
 
@@ -30,15 +29,19 @@ class StageData(NamedTuple):
     held_out: list[batches.Batch]
 
 
-def check_data(config: TrainConfig, components: Components) -> None:
-    """Refuse what `stage_data` could not make batches from, before it prepares cases for minutes.
+def check_data(config: TrainConfig, components: Components, prepare: str) -> None:
+    """Refuse what `stage_data` could not make batches from.
+
+    Args:
+      prepare: the command that prepares this stage's data, for the message.
 
     Raises:
-      ConfigError: no such source, it lacks what the stage needs, no training case is left, a batch
-        does not hold whole cases, or the stage needs a network that no earlier folder holds.
+      ConfigError: no such source, it lacks what the stage needs or must be prepared, no training
+        case is left, a batch does not hold whole cases, or the stage needs a network that no
+        earlier folder holds.
     """
-    batch_size, stage = config.loop.batch_size, config.stage
-    sources = _sources(config)
+    batch_size = config.loop.batch_size
+    sources = check_source(config, components)
     rows_per_case, (training, held_out) = len(sources), split_cases(sources[0])
     if not training:
         raise ConfigError(f"data.source {config.data.source} has no training cases")
@@ -51,6 +54,27 @@ def check_data(config: TrainConfig, components: Components) -> None:
         raise ConfigError(
             f"data.held_out = {len(held_out)} cases are fewer than a batch of {batch_size} rows"
         )
+    if config.stage == "t5" or config.data.folder:
+        return
+    if not sources[0].rendered:
+        raise ConfigError(
+            f"cases of data.source {config.data.source} must be prepared first: {prepare}; then "
+            "name the folder as data.folder"
+        )
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} processes train on prepared cases only: {prepare}; then name "
+            "the folder as data.folder"
+        )
+
+
+def check_source(config: TrainConfig, components: Components) -> list[Source]:
+    """The sources of a case's rows, if they and the earlier networks have what the stage needs.
+
+    Raises:
+      ConfigError: they have not.
+    """
+    stage, sources = config.stage, row_sources(config)
     if stage in ("maskgit", "superres") and "ctvit" not in components.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
     if stage != "ctvit" and config.model.t5 is None:
@@ -59,6 +83,7 @@ def check_data(config: TrainConfig, components: Components) -> None:
         raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
     if stage == "t5":
         check_attributes(config, sources[0])
+    return sources
 
 
 def check_attributes(config: TrainConfig, source: Source) -> None:
@@ -75,14 +100,23 @@ def check_attributes(config: TrainConfig, source: Source) -> None:
         )
 
 
-def stage_data(config: TrainConfig, workdir: Path, components: Components) -> StageData:
-    """Prepare what is missing in `data.folder` (default: `workdir/data`) and open it, for what
-    `check_data` accepts."""
-    loop, sources = config.loop, _sources(config)
+def stage_data(
+    config: TrainConfig, workdir: Path, components: Components, prepare: str
+) -> StageData:
+    """Open what was prepared, for what `check_data` accepts.
+
+    Raises:
+      ConfigError: `data.folder` lacks cases or holds others; the message names the command
+        `prepare`.
+    """
+    loop, sources = config.loop, row_sources(config)
     training, held_out = split_cases(sources[0])
     together = loop.batch_size // len(sources)  # cases of a global batch
     here = together // jax.process_count()
-    make_batch = MAKERS[config.stage](config, _folder(config, workdir), workdir, components)
+    folder, keep = config.data.folder, InMemory()
+    opened: Keep = Reading(Path(folder), sources[0].cases, prepare) if folder else keep
+    arrays = stage_arrays(config, components, opened)
+    make_batch = batch_maker(config, sources, arrays, workdir, components)
 
     def training_batch(step: int, positions: list[int]) -> batches.Batch:
         return make_batch(step, [training[position] for position in positions])
@@ -105,163 +139,48 @@ def split_cases(source: Source) -> tuple[list[int], list[int]]:
     return training, held_out
 
 
-def _folder(config: TrainConfig, workdir: Path) -> Path:
-    """Where prepared cases lie."""
-    return Path(config.data.folder) if config.data.folder else workdir / "data"
+def batch_maker(
+    config: TrainConfig,
+    sources: Sequence[Source],
+    arrays: list[Arrays],
+    workdir: Path,
+    components: Components,
+) -> Callable[[int, list[int]], batches.Batch]:
+    """(step, case numbers) -> the stage's batch."""
+    if config.stage == "ctvit":
+        return lambda step, cases: batches.volume_batch(arrays, cases)
+    encode_text, seed = _text_encoding(config, workdir, components), config.loop.seed
+    if config.stage == "maskgit":
+        rows = list(zip(arrays, sources, strict=True))
+        return partial(batches.token_batch, rows, encode_text, seed)
+    if config.stage == "superres":
+        low, high = arrays
+        return partial(batches.slice_batch, sources[0], low, high, encode_text, seed)
+    return partial(batches.report_batch, sources[0], encode_text, seed)
 
 
-def _sources(config: TrainConfig) -> list[Source]:
-    """The sources of a case's rows: the patient and, if the stage wants it, the counterfactual.
+def _text_encoding(
+    config: TrainConfig, workdir: Path, components: Components
+) -> Callable[[list[str]], np.ndarray]:
+    """Texts -> int32 ids, with the earlier stage's vocabulary or one of the source's reports.
 
-    Raises:
-      ConfigError: no such source, or one without counterfactuals.
+    Every process knows the vocabulary itself; the first one writes it to the run's folder.
     """
-    source = open_source(config.data)
-    if not getattr(getattr(config, config.stage), "counterfactual_pairs", False):
-        return [source]
-    other = source.counterfactual()
-    if other is None:
-        raise ConfigError(
-            f"{config.stage}.counterfactual_pairs needs the same patients with other findings, "
-            f"which data.source {config.data.source} does not have"
-        )
-    return [source, other]
-
-
-def _low_grid(model: ModelConfig) -> Grid:
-    volume, size = model.volume, model.volume.image_size
-    pixel_mm = volume.pixel_spacing_mm
-    return Grid.centred((volume.slices, size, size), (volume.slice_spacing_mm, pixel_mm, pixel_mm))
-
-
-def _high_grid(model: ModelConfig) -> Grid:
-    low = _low_grid(model)
-    assert model.diffusion is not None  # check_components_fit: a model with a U-Net has it
-    size = model.diffusion.image_size
-    pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
-    return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
-
-
-def _volumes(
-    config: TrainConfig, folder: Path, source: Source, name: str = "volumes"
-) -> batches.Arrays:
-    """The low-resolution volumes: prepared files, or made anew each time."""
-    grid = _low_grid(config.model)
-
-    def make(case: int) -> Any:
-        return source.volume_hu(case, grid)
-
-    if not config.data.prepare:
-        return make
-    name = f"{name}-{grid.shape[0]}x{grid.shape[1]}"
-    shards.prepare(folder, (name,), source.cases, lambda case: (make(case),))
-    return shards.Shards(folder, name)
-
-
-def _all_volumes(config: TrainConfig, folder: Path) -> list[batches.Arrays]:
-    names = ("volumes", "counterfactual-volumes")
-    return [
-        _volumes(config, folder, source, name)
-        for source, name in zip(_sources(config), names, strict=False)
-    ]
-
-
-def _ctvit_batches(
-    config: TrainConfig, folder: Path, workdir: Path, components: Components
-) -> Callable:
-    volumes = _all_volumes(config, folder)
-    return lambda step, cases: batches.volume_batch(volumes, cases)
-
-
-def _maskgit_batches(
-    config: TrainConfig, folder: Path, workdir: Path, components: Components
-) -> Callable:
-    ctvit, variables, tag = _tokenizer_network(config, components)
-    dtype = smallest_id_type(ctvit.codebook_size)
-    encode = jax.jit(lambda volume: ctvit.apply(variables, volume, method="encode")[0])
-
-    def tokens(source: Source, volumes: batches.Arrays, name: str) -> batches.Arrays:
-        def make(case: int) -> tuple[jax.Array]:
-            volume = batches.unit_intensity(volumes(case))[None]
-            return (encode(volume).astype(dtype),)
-
-        name = f"{name}-{tag}"
-        shards.prepare(folder, (name,), source.cases, make)
-        return shards.Shards(folder, name)
-
-    names = ("tokens", "counterfactual-tokens")
-    rows = zip(_sources(config), _all_volumes(config, folder), names, strict=False)
-    sources = [(tokens(source, volumes, name), source) for source, volumes, name in rows]
-    encode_text = _text_encoding(config, workdir, components)
-    return partial(batches.token_batch, sources, encode_text, config.loop.seed)
-
-
-def _superres_batches(
-    config: TrainConfig, folder: Path, workdir: Path, components: Components
-) -> Callable:
-    ctvit, variables, tag = _tokenizer_network(config, components)
-    rebuild = jax.jit(lambda volume: ctvit.apply(variables, volume).reconstruction[0, ..., 0])
-    (source,) = _sources(config)
-    low_volumes, high_grid = _volumes(config, folder, source), _high_grid(config.model)
-    names = (f"low-{tag}", f"high-{tag}")
-
-    def slices(case: int) -> tuple[np.ndarray, jax.Array]:
-        kept = np.random.default_rng(case).permutation(config.model.volume.slices)
-        kept = kept[: config.data.slices_per_case]
-        low = np.asarray(rebuild(batches.unit_intensity(low_volumes(case))[None]))
-        low_hu = np.round(1000 * low.clip(-1, 1)).astype(np.int16)
-        return low_hu[kept], source.volume_hu(case, high_grid)[kept]
-
-    shards.prepare(folder, names, source.cases, slices)
-    low, high = (shards.Shards(folder, name) for name in names)
-    encode_text = _text_encoding(config, workdir, components)
-    return partial(batches.slice_batch, source, low, high, encode_text, config.loop.seed)
-
-
-def _t5_batches(
-    config: TrainConfig, folder: Path, workdir: Path, components: Components
-) -> Callable:
-    encode_text = _text_encoding(config, workdir, components)
-    (source,) = _sources(config)
-    return partial(batches.report_batch, source, encode_text, config.loop.seed)
-
-
-MAKERS = {
-    "ctvit": _ctvit_batches,
-    "t5": _t5_batches,
-    "maskgit": _maskgit_batches,
-    "superres": _superres_batches,
-}
-
-
-def smallest_id_type(codes: int) -> type[np.unsignedinteger]:
-    """The smallest type that holds the ids 0 ... `codes` - 1."""
-    return next(t for t in (np.uint8, np.uint16, np.uint32) if codes - 1 <= np.iinfo(t).max)
-
-
-def _tokenizer_network(config: TrainConfig, components: Components) -> tuple[Any, dict, str]:
-    """CT-ViT, its variables, and a tag of its weights that names what was made with it."""
-    variables = components.variables["ctvit"]
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
-        digest.update(np.asarray(leaf).tobytes())
-    return build_component(config.model, "ctvit"), variables, digest.hexdigest()[:8]
-
-
-def _text_encoding(config: TrainConfig, workdir: Path, components: Components) -> Callable:
-    """Texts -> int32 ids, with the earlier stage's vocabulary or one of the source's reports."""
     t5 = config.model.t5
     assert t5 is not None  # see check_data
     path = workdir / "tokenizer.model"
-    if components.tokenizer is not None:
-        if not path.exists() or path.read_bytes() != components.tokenizer:
-            with replace_when_done(path) as temporary:
-                temporary.write_bytes(components.tokenizer)
-    elif not path.exists():
-        reports = vocabulary_reports(open_source(config.data))
+    model = components.tokenizer
+    if model is None and path.exists():
+        model = path.read_bytes()
+    if model is None:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            train_vocabulary(vocabulary_reports(open_source(config.data)), made, t5.vocab_size)
+            model = made.read_bytes()
+    if jax.process_index() == 0 and (not path.exists() or path.read_bytes() != model):
         with replace_when_done(path) as temporary:
-            train_vocabulary(reports, temporary, t5.vocab_size)
-    return partial(Tokenizer.load(path).encode_batch, max_length=t5.max_length)
+            temporary.write_bytes(model)
+    return partial(Tokenizer(model).encode_batch, max_length=t5.max_length)
 
 
 def vocabulary_reports(source: Source) -> Iterator[str]:

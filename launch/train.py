@@ -5,14 +5,15 @@
     python -m launch.train --config configs/demo.py:superres --workdir out/superres \\
         --from out/ctvit --from out/maskgit loop.steps=2000 optimizer.learning_rate=1e-4
 
-`--from` takes training folders and model folders, `field=value` changes the configuration. Running
-the same command again resumes. Ctrl-C, SIGTERM and SIGHUP save first: the exit code is 0 if the run
-reached its last step, 75 if it was stopped before, 2 if something was refused.
+`--from` takes training folders and model folders, `field=value` changes the configuration.
+`data.folder=FOLDER` trains on what `launch.prepare` wrote; without it one process renders the
+phantom as it goes. Running the same command again resumes. Ctrl-C, SIGTERM and SIGHUP save first:
+the exit code is 0 if the run reached its last step, 75 if it was stopped before, 2 if something was
+refused.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from gct_jax.errors import ConfigError, UnfinishedError
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.stopping import deferred
 from launch.extras import require_extras
+from launch.options import add_config_options, load_config, prepare_command
 
 if TYPE_CHECKING:
     from gct_jax.training.config import TrainConfig
@@ -31,17 +33,8 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="launch.train", description="Train one stage.")
-    parser.add_argument("--config", required=True, metavar="FILE:NAME")
+    add_config_options(parser)
     parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument(
-        "--from",
-        dest="sources",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FOLDER",
-        help="training or model folder of an earlier stage; may be given several times",
-    )
     parser.add_argument(
         "--multi-host",
         nargs="?",
@@ -54,12 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="resume although the configuration or the networks it was given changed",
     )
-    parser.add_argument(
-        "--allow-unfinished",
-        action="store_true",
-        help="take networks of a --from run that has not reached its last step",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="field=value")
     options = parser.parse_intermixed_args(arguments)
 
     def command() -> None:
@@ -69,32 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("launch.train", command)
 
 
-def load_config(spec: str, overrides: list[str]):
-    """TrainConfig from "FILE:NAME" (function NAME of a Python file) with fields overridden.
-
-    Raises:
-      ConfigError: no such file or function, or a bad override.
-    """
-    from gct_jax.config import override
-
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError(f"--config {spec}: no file {file!r}; the form is configs/demo.py:ctvit")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if name.startswith("_") or not callable(getattr(module, name, None)):
-        raise ConfigError(f"--config {spec}: {file} has no configuration {name!r}")
-    return override(getattr(module, name)(), overrides)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Load, check, prepare the data, train.
+    """Load, check, open the data, train.
 
     Raises:
-      GctError: something was refused; nothing was written but prepared data.
+      GctError: something was refused; nothing was written.
       UnfinishedError: the run was stopped before its last step, and saved.
     """
     config = load_config(options.config, options.overrides)
@@ -123,14 +89,14 @@ def run(options: argparse.Namespace) -> None:
         components.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
     check_components_fit(components.config)
     config = dataclasses.replace(config, model=components.config)
-    # Whatever can be refused is refused before cases are prepared, which may take long.
     stage = make_stage(config)
     fitting_mesh(config.loop)
-    check_data(config, components)
+    prepare = prepare_command(options)
+    check_data(config, components, prepare)
     inputs = run_inputs(config, components.provenance)
     with alone_in(options.workdir):
         check_resume(options.workdir, config, inputs, options.accept_changes)
-        step = train_in(options.workdir, config, components, stage, inputs)
+        step = train_in(options.workdir, config, components, stage, inputs, prepare)
     if step < config.loop.steps:
         raise UnfinishedError(
             f"stopped at step {step} of {config.loop.steps} and saved; "
@@ -148,9 +114,14 @@ def alone_in(workdir: Path) -> contextlib.AbstractContextManager:
 
 
 def train_in(
-    workdir: Path, config: "TrainConfig", components: "Components", stage: "Stage", inputs: dict
+    workdir: Path,
+    config: "TrainConfig",
+    components: "Components",
+    stage: "Stage",
+    inputs: dict,
+    prepare: str,
 ) -> int:
-    """Prepare the data and train in a folder that no other run uses.
+    """Open the data and train in a folder that no other run uses.
 
     Returns:
       The step that was reached.
@@ -162,7 +133,7 @@ def train_in(
     from launch.data import stage_data
     from launch.samples import SAMPLERS, sample_function
 
-    data = stage_data(config, workdir, components)
+    data = stage_data(config, workdir, components, prepare)
 
     def on_change(status: str, step: int) -> None:
         if jax.process_index() == 0:

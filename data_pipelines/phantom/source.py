@@ -26,6 +26,8 @@ from gct_jax.volumes.grid import Grid, centred_affine
 class PhantomSource:
     """Case i is the phantom of seed i; the last `held_out` of them are held out."""
 
+    rendered = True
+
     def __init__(
         self, data: DataConfig, describe: Callable[[int], Description] = sample_description
     ):

@@ -48,7 +48,7 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
         who = f"process {found.get('process', '?')} on {found.get('host', 'an unknown host')}"
         raise GctError(
             f"{folder} is in use by {who}, started {found.get('start', 'at an unknown time')}; "
-            "wait for it, stop it, or choose another --workdir"
+            "wait for it, stop it, or choose another folder"
         ) from None
     try:
         start = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

@@ -51,17 +51,21 @@ class LoopConfig(Checked):
 class DataConfig(Checked):
     """What is trained on: a source (`data_pipelines/source.py`) and its options.
 
-    `source` is the name of a source, or "MODULE:CLASS" of one's own. It has `cases` cases, of which
-    `held_out` serve evaluation only.
-    `prepare` makes them once and keeps them in `folder` ("": `data` in the run's folder; several
-    stages may share one); without it CT-ViT's volumes are made for every batch. Super-resolution
-    keeps `slices_per_case` random slices of each case.
+    `source` is the name of a source, or "MODULE:CLASS" of one's own. It has at most `cases` cases,
+    of which about `held_out` serve evaluation only (whole patients do).
+    `root` and `reports` say where a source's files lie, if it has any.
+    `folder` is what `launch.prepare` wrote for this configuration; several stages may share it.
+    "" trains on what is rendered case by case, which a single process on the phantom can.
+    Super-resolution keeps `slices_per_case` random slices of each case.
     """
+
+    OLD_NAMES = (("prepare", None),)
 
     source: str = "phantom"
     cases: int = number(4000, least=2)
     held_out: int = number(16, least=1)
-    prepare: bool = True
+    root: str = ""
+    reports: str = ""
     folder: str = ""
     slices_per_case: int = number(8, least=1)
 

@@ -26,9 +26,17 @@ train() {
     python -m launch.train --config "configs/demo.py:$stage" --workdir "$folder/$stage" \
         "$@" "data.folder=$folder/pool"
 }
+prepare() {
+    stage=$1
+    shift
+    python -m launch.prepare --config "configs/demo.py:$stage" --out "$folder/pool" "$@"
+}
+prepare ctvit
 train ctvit
 train t5
+prepare maskgit --from "$folder/ctvit"
 train maskgit --from "$folder/ctvit" --from "$folder/t5"
+prepare superres --from "$folder/ctvit" --from "$folder/maskgit"
 train superres --from "$folder/ctvit" --from "$folder/maskgit"
 python -m launch.export_model "$folder/ctvit" "$folder/maskgit" "$folder/superres" \
     --out "$model"

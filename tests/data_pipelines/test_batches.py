@@ -68,12 +68,12 @@ def test_pool_resumes_and_reads_back(tmp_path, monkeypatch):
         made.append(case)
         return np.full((2, 2), case, np.int16), np.float32(case) / 2
 
-    shards.prepare(tmp_path, ("a", "b"), 7, make)
+    shards.Writing(tmp_path, 7)(("a", "b"), make, {})
     assert made == list(range(7))
     shards.shard_path(tmp_path, "b", 1).unlink()
-    shards.prepare(tmp_path, ("a", "b"), 7, make)
+    shards.Writing(tmp_path, 7)(("a", "b"), make, {})
     assert made[7:] == [0, 3, 4, 5]  # case 0 to see that the folder is this version's
-    shards.prepare(tmp_path, ("a", "b"), 8, make)
+    shards.Writing(tmp_path, 8)(("a", "b"), make, {})
     assert made[11:] == [0, 6, 7]
     a, b = shards.Shards(tmp_path, "a"), shards.Shards(tmp_path, "b")
     for case in (0, 4, 6, 7):
@@ -82,9 +82,9 @@ def test_pool_resumes_and_reads_back(tmp_path, monkeypatch):
 
 
 def test_pool_of_another_version_is_refused(tmp_path):
-    shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    shards.Writing(tmp_path, 2)(("a",), lambda case: (np.full((4, 4), case, np.int16),), {})
     with pytest.raises(ConfigError, match=r"a_00000\.npy does not hold"):
-        shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case + 9, np.int16),))
+        shards.Writing(tmp_path, 2)(("a",), lambda case: (np.full((4, 4), case + 9, np.int16),), {})
 
 
 def test_slices_of_a_batch_belong_together():
@@ -107,12 +107,56 @@ def test_slices_of_a_batch_belong_together():
     assert batch["low_res"][0, 0, 0, 0] == pytest.approx(0.2, abs=0.004)
 
 
+def test_pool_made_from_something_else_is_refused(tmp_path):
+    def make(case):
+        return [np.full((4, 4), case, np.int16)]
+
+    shards.Writing(tmp_path, 2)(("a",), make, {"spacing_mm": (1.0, 2.0)})
+    shards.Reading(tmp_path, 2, "")(("a",), make, {"spacing_mm": (1.0, 2.0)})
+    for keep in (shards.Writing(tmp_path, 2), shards.Reading(tmp_path, 2, "")):
+        with pytest.raises(ConfigError, match=r"spacing_mm = \[1\.0, 2\.0\], not \[1\.0, 3\.0\]"):
+            keep(("a",), make, {"spacing_mm": (1.0, 3.0)})
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(ConfigError, match=r"cannot read .*a\.json"):
+        shards.Reading(tmp_path, 2, "")(("a",), make, {})
+
+
+def test_reading_what_is_missing_names_the_command(tmp_path):
+    def make(case):
+        return [np.full((2, 2), case, np.int16)]
+
+    with pytest.raises(ConfigError, match=r"lacks 1 of 1 shards of a; prepare them: do it$"):
+        shards.Reading(tmp_path, 3, "do it")(("a",), make, {})
+    shards.Writing(tmp_path, 3)(("a",), make, {})
+    (a,) = shards.Reading(tmp_path, 3, "do it")(("a",), make, {})
+    assert a(2)[0, 0] == 2
+    with pytest.raises(ConfigError, match=r"prepare them: do it$"):
+        shards.Reading(tmp_path, 4, "do it")(("a",), make, {})
+
+
+def test_cases_in_memory_are_made_once_while_there_is_room():
+    made = []
+
+    def make(case):
+        made.append(case)
+        return np.full(10, case, np.int16), np.full(5, -case, np.int32)
+
+    a, b = shards.InMemory(most_bytes=100)(("a", "b"), make, {})  # two cases of 40 bytes
+    for case in (0, 1, 0, 1):
+        assert a(case)[0] == case and b(case)[0] == -case
+    assert made == [0, 1]
+    a(0), a(2), a(0)  # 1 was the one used longest ago
+    assert made == [0, 1, 2]
+    b(1)
+    assert made == [0, 1, 2, 1]
+
+
 @pytest.mark.parametrize("content", [b"", b"half", None])
 def test_a_damaged_shard_is_made_again(tmp_path, content):
-    shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    shards.Writing(tmp_path, 2)(("a",), lambda case: (np.full((4, 4), case, np.int16),), {})
     path = shards.shard_path(tmp_path, "a", 0)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    shards.prepare(tmp_path, ("a",), 2, lambda case: (np.full((4, 4), case, np.int16),))
+    shards.Writing(tmp_path, 2)(("a",), lambda case: (np.full((4, 4), case, np.int16),), {})
     assert path.read_bytes() == whole
-    assert list(tmp_path.iterdir()) == [path]
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "a.json"}

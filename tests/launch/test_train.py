@@ -16,7 +16,7 @@ from gct_jax.config import override
 from gct_jax.model_folder import load_model
 from gct_jax.runtime.lock import locked
 from gct_jax.training.stages import Components, load_components
-from launch import data, export_model, train
+from launch import arrays, data, export_model, train
 
 BALLS = "data.source=ball_source:Balls"
 PLAIN = "data.source=ball_source:Plain"
@@ -45,7 +45,6 @@ def run(folder, stage, sources=(), overrides=()):
         "loop.mesh=[1, 1, 1]",
         "loop.checkpoint_every=0",
         BALLS,
-        f"data.folder={folder / 'pool'}",
         *overrides,
     ]
     assert train.main(arguments) == 0
@@ -131,7 +130,10 @@ def test_a_finished_run_is_not_continued(folder):
         (["--config", "configs/tiny.py:maskgit", "--from", "nowhere"], "nowhere"),
         (["--config", "configs/tiny.py:maskgit", "--from", "long" * 100], "File name too long"),
         (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
-        (["--config", "configs/tiny.py:ctvit", "data.source=ct"], "'ct' is none of phantom and"),
+        (
+            ["--config", "configs/tiny.py:ctvit", "data.source=ct"],
+            "'ct' is none of phantom, generatect",
+        ),
         (["--config", "configs/tiny.py:ctvit", "data.source=nowhere:CTs"], "named 'nowhere'"),
         (["--config", "configs/tiny.py:ctvit", "data.source=ball_source:CTs"], "attribute 'CTs'"),
         (
@@ -192,9 +194,8 @@ def test_what_must_not_change_is_named(folder, capsys, changes, names):
 
 @together
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(folder, capsys):
-    pool = f"data.folder={folder / 'pool'}"
     changes = ["optimizer.algorithm=muon", "--accept-changes"]
-    line = refused(capsys, folder / "ctvit", *CTVIT, *ADVERSARIAL, pool, *changes)
+    line = refused(capsys, folder / "ctvit", *CTVIT, *ADVERSARIAL, *changes)
     assert "holds another opt_state" in line
 
 
@@ -217,7 +218,7 @@ def test_length_and_rhythm_may_change_with_a_note(tmp_path, capsys):
     assert "note: the cosine schedule changes with loop.steps" in told
     accepted = [*again, "loop.steps=5", "optimizer.weight_decay=0.1"]
     arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(tmp_path / "ctvit"), BALLS]
-    arguments += ["loop.mesh=[1, 1, 1]", f"data.folder={tmp_path / 'pool'}", *accepted]
+    arguments += ["loop.mesh=[1, 1, 1]", *accepted]
     assert train.main(arguments) == 2
     assert train.main([*arguments, "--accept-changes"]) == 0
     assert json.loads((tmp_path / "ctvit/config.json").read_text())["optimizer"]["weight_decay"]
@@ -278,7 +279,7 @@ def test_the_same_command_twice_is_refused(folder, capsys):
 def strangers(folder, tmp_path_factory):
     """A CT-ViT of another seed, and the model folder of the first runs."""
     other = tmp_path_factory.mktemp("other")
-    run(other, "ctvit", overrides=["loop.seed=5", "loop.steps=2", f"data.folder={folder / 'pool'}"])
+    run(other, "ctvit", overrides=["loop.seed=5", "loop.steps=2"])
     sources = [str(folder / stage) for stage in ("ctvit", "maskgit", "superres")]
     assert export_model.main([*sources, "--out", str(other / "model")]) == 0
     return other
@@ -341,7 +342,7 @@ def test_damaged_checkpoints_are_one_line_of_an_export(folder, tmp_path, capsys)
     [(32, "uint8"), (256, "uint8"), (257, "uint16"), (40_000, "uint16"), (65_537, "uint32")],
 )
 def test_ids_have_room_in_what_they_are_stored_as(codes, expected):
-    kind = data.smallest_id_type(codes)
+    kind = arrays.smallest_id_type(codes)
     assert np.dtype(kind).name == expected
     assert int(np.array(codes - 1).astype(kind)) == codes - 1
 
@@ -350,13 +351,13 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     """The last cases, whole batches of them, in the wording of step 0."""
     asked = []
 
-    def maker(config, folder, workdir, components):
+    def maker(*_):
         return lambda step, cases: asked.append((step, list(cases))) or {}
 
-    monkeypatch.setitem(data.MAKERS, "ctvit", maker)
+    monkeypatch.setattr(data, "batch_maker", maker)
     options = ["data.cases=20", "data.held_out=9", "loop.batch_size=4", "loop.seed=3"]
     config = override(tiny.ctvit(), options)
-    made = data.stage_data(config, tmp_path, Components(config.model, {}, None))
+    made = data.stage_data(config, tmp_path, Components(config.model, {}, None), "")
     assert asked == [(0, [11, 12, 13, 14]), (0, [15, 16, 17, 18])]
     asked.clear()
     stream = made.batches(5)
@@ -367,7 +368,7 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
 
     asked.clear()  # with counterfactual pairs a case gives two rows
     pairs = override(config, ["ctvit.counterfactual_pairs=True"])
-    made = data.stage_data(pairs, tmp_path, Components(config.model, {}, None))
+    made = data.stage_data(pairs, tmp_path, Components(config.model, {}, None), "")
     assert [len(cases) for _, cases in asked] == [2, 2, 2, 2]
     for step in range(5):
         next(made.batches(step))

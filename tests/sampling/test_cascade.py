@@ -115,9 +115,8 @@ def test_a_critic_judges_all_tokens_with_the_guidance_of_maskgit(model, text_ids
         license_text="test",
     )
     opened = load_model(tmp_path / "model")
-    made = generate(
-        opened, text_ids, superres=False, critic_noise=0.3, critic_noise_schedule="fixed"
-    )
+    noise = {"critic_noise": 0.3, "critic_noise_schedule": "fixed"}
+    made = generate(opened, text_ids, superres=False, **noise)
 
     padded = np.pad(text_ids, (0, 48 - len(text_ids)))[None]
     text = jax.jit(build_component(config, "t5").apply)(variables["t5"], padded)

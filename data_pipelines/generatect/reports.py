@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.generatect_volumes import read_metadata
+from data_pipelines.generatect.volumes import read_metadata
 
 SEXES = {"m": "male", "f": "female"}
 AGE_UNITS = {"D": "day", "W": "week", "M": "month", "Y": "year"}

@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import generatect_volumes as prep
+from data_pipelines.generatect import volumes as prep
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 TOLERANCE = 5e-5
 SHOWN_SLICES = [0, 1, 50, 100, 150, 199, 200]
 PATHS = {

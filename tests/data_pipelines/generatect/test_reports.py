@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import generatect_reports as reports
+from data_pipelines.generatect import reports as reports
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 SHEET = GOLDEN / "prep/reports.xlsx"
 
 

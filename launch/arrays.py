@@ -1,0 +1,159 @@
+"""What a stage trains on, case by case: volumes, their tokens, slices at two resolutions.
+
+`launch.prepare` writes these arrays, `launch.train` reads them or makes them in memory; which of it
+is the business of the `Keep` they are asked from (`data_pipelines.shards`).
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines.batches import unit_intensity
+from data_pipelines.shards import Arrays, Keep
+from data_pipelines.source import Source, open_source
+from gct_jax.components import build_component
+from gct_jax.config import ModelConfig
+from gct_jax.errors import ConfigError
+from gct_jax.training.config import TrainConfig
+from gct_jax.training.stages import Components
+from gct_jax.volumes.grid import Grid
+from gct_jax.volumes.intensity import from_unit
+
+PREFIXES = ("", "counterfactual-")  # of the arrays of a case's rows
+
+
+def row_sources(config: TrainConfig) -> list[Source]:
+    """The sources of a case's rows: the patient and, if the stage wants it, the counterfactual.
+
+    Raises:
+      ConfigError: no such source, or one without counterfactuals, or whose counterfactuals are
+        other patients.
+    """
+    source = open_source(config.data)
+    if not getattr(getattr(config, config.stage), "counterfactual_pairs", False):
+        return [source]
+    other = source.counterfactual()
+    if other is None:
+        raise ConfigError(
+            f"{config.stage}.counterfactual_pairs needs the same patients with other findings, "
+            f"which data.source {config.data.source} does not have"
+        )
+    for case in range(source.cases):
+        if case >= other.cases or source.patient(case) != other.patient(case):
+            raise ConfigError(
+                f"data.source {config.data.source}: case {case} and its counterfactual are not of "
+                "one patient"
+            )
+    return [source, other]
+
+
+def stage_arrays(config: TrainConfig, components: Components, keep: Keep) -> list[Arrays]:
+    """The arrays of a stage. For "ctvit" int16 volumes [d, h, w] of each row source; for "maskgit"
+    token ids [t, h, w] of each; for "superres" int16 slices [k, h, w] as the codec rebuilds them
+    and [k, H, W] at full resolution; for "t5" none."""
+    if config.stage == "t5":
+        return []
+    sources = row_sources(config)
+    volumes = [
+        _volumes(config, source, prefix, keep)
+        for source, prefix in zip(sources, PREFIXES, strict=False)
+    ]
+    if config.stage == "maskgit":
+        codec = _Codec(config, components)
+        return [
+            codec.tokens(of, prefix, keep) for of, prefix in zip(volumes, PREFIXES, strict=False)
+        ]
+    if config.stage == "superres":
+        return _Codec(config, components).slices(sources[0], volumes[0], keep)
+    return volumes
+
+
+def _volumes(config: TrainConfig, source: Source, prefix: str, keep: Keep) -> Arrays:
+    """Volumes on the model's grid, int16 in HU."""
+    grid = low_grid(config.model)
+    name = f"{prefix}volumes-{grid.shape[0]}x{grid.shape[1]}"
+    (volumes,) = keep(
+        (name,), lambda case: [source.volume_hu(case, grid)], _about(config, low=grid)
+    )
+    return volumes
+
+
+def _about(config: TrainConfig, codec: str = "", **grids: Grid) -> dict[str, Any]:
+    """What arrays are made from, as `Keep` records it."""
+    about: dict[str, Any] = {"source": config.data.source}
+    for name, grid in grids.items():
+        about |= {f"{name}_shape": grid.shape, f"{name}_spacing_mm": grid.spacing_mm}
+    return about | ({"codec": codec} if codec else {})
+
+
+class _Codec:
+    """The trained codec, and what it makes of volumes."""
+
+    def __init__(self, config: TrainConfig, components: Components):
+        self._config = config
+        self._variables = components.variables["ctvit"]
+        self._module = build_component(config.model, "ctvit")
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._variables):
+            digest.update(np.asarray(leaf).tobytes())
+        self._hash = digest.hexdigest()
+        self._tag = self._hash[:8]  # names what was made with these weights
+
+    def tokens(self, volumes: Arrays, prefix: str, keep: Keep) -> Arrays:
+        """Token ids in the smallest type that holds them."""
+        assert self._config.model.ctvit is not None  # its variables are there
+        dtype = smallest_id_type(self._config.model.ctvit.codebook_size)
+
+        @jax.jit
+        def encode(volume: jax.Array) -> Any:
+            return self._module.apply(self._variables, volume[None], method="encode")[0]
+
+        def make(case: int) -> list[Any]:
+            return [encode(unit_intensity(volumes(case))).astype(dtype)]
+
+        about = _about(self._config, self._hash, low=low_grid(self._config.model))
+        (tokens,) = keep((f"{prefix}tokens-{self._tag}",), make, about)
+        return tokens
+
+    def slices(self, source: Source, volumes: Arrays, keep: Keep) -> list[Arrays]:
+        """Some random slices of each case, rebuilt at low resolution, and at full resolution."""
+        config, grid = self._config, high_grid(self._config.model)
+
+        @jax.jit
+        def rebuild(volume: jax.Array) -> Any:
+            rebuilt: Any = self._module.apply(self._variables, volume[None])
+            return rebuilt.reconstruction[0, ..., 0]
+
+        def make(case: int) -> list[Any]:
+            chosen = np.random.default_rng(case).permutation(config.model.volume.slices)
+            chosen = chosen[: config.data.slices_per_case]
+            low = np.asarray(rebuild(unit_intensity(volumes(case))))
+            low_hu = np.rint(from_unit(low)).astype(np.int16)
+            return [low_hu[chosen], source.volume_hu(case, grid)[chosen]]
+
+        about = _about(config, self._hash, low=low_grid(config.model), high=grid)
+        about["slices_per_case"] = config.data.slices_per_case
+        return keep((f"low-{self._tag}", f"high-{self._tag}"), make, about)
+
+
+def low_grid(model: ModelConfig) -> Grid:
+    """The grid of the volumes that the codec reads."""
+    volume, size = model.volume, model.volume.image_size
+    pixel_mm = volume.pixel_spacing_mm
+    return Grid.centred((volume.slices, size, size), (volume.slice_spacing_mm, pixel_mm, pixel_mm))
+
+
+def high_grid(model: ModelConfig) -> Grid:
+    """The same field at the resolution that the U-Net makes."""
+    low = low_grid(model)
+    assert model.diffusion is not None  # check_components_fit: a model with a U-Net has it
+    size = model.diffusion.image_size
+    pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
+    return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
+
+
+def smallest_id_type(codes: int) -> type[np.unsignedinteger]:
+    """The smallest type that holds the ids 0 ... `codes` - 1."""
+    return next(t for t in (np.uint8, np.uint16, np.uint32) if codes - 1 <= np.iinfo(t).max)

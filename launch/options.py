@@ -1,0 +1,66 @@
+"""Options that `launch.train` and `launch.prepare` share."""
+
+import argparse
+import importlib.util
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gct_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gct_jax.training.config import TrainConfig
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """--config, --from, --allow-unfinished and field=value."""
+    parser.add_argument("--config", required=True, metavar="FILE:NAME")
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="training or model folder of an earlier stage; may be given several times",
+    )
+    parser.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="take networks of a --from run that has not reached its last step",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="field=value")
+
+
+def load_config(spec: str, overrides: list[str]) -> "TrainConfig":
+    """TrainConfig from "FILE:NAME" (function NAME of a Python file) with fields overridden.
+
+    Raises:
+      ConfigError: no such file or function, or a bad override.
+    """
+    from gct_jax.config import override
+    from gct_jax.notes import tell
+
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--config {spec}: no file {file!r}; the form is configs/demo.py:ctvit")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if name.startswith("_") or not callable(getattr(module, name, None)):
+        raise ConfigError(f"--config {spec}: {file} has no configuration {name!r}")
+    config: TrainConfig = override(getattr(module, name)(), overrides, on_note=tell)
+    return config
+
+
+def prepare_command(options: argparse.Namespace) -> str:
+    """The command that prepares what a call of `launch.train` trains on."""
+    words = ["python", "-m", "launch.prepare", "--config", options.config]
+    for folder in options.sources:
+        words += ["--from", str(folder)]
+    folders = [text for text in options.overrides if text.startswith("data.folder=")]
+    words += ["--out", folders[-1].partition("=")[2] if folders else "FOLDER"]
+    words += [text for text in options.overrides if text.startswith(("data.", "model."))]
+    return shlex.join(word for word in words if not word.startswith("data.folder="))
