@@ -9,12 +9,12 @@ class UnfinishedError(GctError):
     """A training run stopped before its last step; it is saved and can be resumed."""
 
 
-class ConfigError(GctError):
-    """A configuration field that is unknown, missing or outside its range."""
+class ConfigError(GctError, ValueError):
+    """A configuration field or an option that is unknown, missing or outside its range."""
 
 
-class InputError(GctError):
-    """A prompt, option or volume that cannot be used."""
+class InputError(GctError, ValueError):
+    """A prompt, volume or array that cannot be used."""
 
 
 class ModelFolderError(GctError):

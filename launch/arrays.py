@@ -148,8 +148,7 @@ def low_grid(model: ModelConfig) -> Grid:
 def high_grid(model: ModelConfig) -> Grid:
     """The same field at the resolution that the U-Net makes."""
     low = low_grid(model)
-    assert model.diffusion is not None  # check_components_fit: a model with a U-Net has it
-    size = model.diffusion.image_size
+    size = model.diffusion.image_size if model.diffusion else model.volume.image_size
     pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
     return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
 

@@ -52,7 +52,7 @@ ALLOWED = {
     "sharding": {"errors"},
     "corruption": {"errors", "kernels"},
     "volumes": GROUND,
-    "kernels": {"sharding", "runtime"},
+    "kernels": {"sharding", "runtime", "errors"},
     "models": {"kernels", "sharding", "errors"},
     "components": GROUND | {"models", "kernels", "sharding"},
     "text": GROUND | {"readable_text"},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.generatect.volumes import read_metadata
+from gct_jax.errors import InputError
 
 SEXES = {"m": "male", "f": "female"}
 AGE_UNITS = {"D": "day", "W": "week", "M": "month", "Y": "year"}
@@ -68,7 +69,7 @@ def read_impressions(sheet: str | Path) -> dict[str, str | None]:
     """Impression of every accession number in an `.xlsx` sheet; None for an empty cell.
 
     Raises:
-      ValueError: the first row does not name the columns AccessionNo and Impressions.
+      InputError: the first row does not name the columns AccessionNo and Impressions.
     """
     from openpyxl import load_workbook  # an optional dependency: extra "data"
 
@@ -78,7 +79,7 @@ def read_impressions(sheet: str | Path) -> dict[str, str | None]:
     finally:
         workbook.close()
     if "AccessionNo" not in header or "Impressions" not in header:
-        raise ValueError(f"{sheet}: no columns AccessionNo and Impressions among {header}")
+        raise InputError(f"{sheet}: no columns AccessionNo and Impressions among {header}")
     accession, impression = header.index("AccessionNo"), header.index("Impressions")
     return {
         str(row[accession]): None if row[impression] is None else str(row[impression])

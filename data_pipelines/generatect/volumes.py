@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 
 SLICES = 201
@@ -112,10 +113,10 @@ def usable_slices(slices: int, patch: int) -> int:
     """Slices that remain when the end is cut to 1 + a multiple of the temporal patch.
 
     Raises:
-      ValueError: no slices, or a patch below 1.
+      ConfigError: no slices, or a patch below 1.
     """
     if slices < 1 or patch < 1:
-        raise ValueError(f"{slices} slices in patches of {patch}: both must be at least 1")
+        raise ConfigError(f"{slices} slices in patches of {patch}: both must be at least 1")
     return slices - (slices - 1) % patch
 
 

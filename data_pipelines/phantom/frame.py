@@ -9,8 +9,8 @@ that its inverse is its negative to within a fraction of a mm.
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.shapes import Points
+from gct_jax.volumes.grid import Grid
 
 PERIODS_MM = (45.0, 60.0, 60.0)  # of the bend along z, y, x, divided by 2 pi
 
@@ -22,7 +22,7 @@ def patient_points(anatomy, grid: Grid) -> Points:
     bend_x, bend_y = jnp.einsum("ond,onh,onw->odhw", *_waves(anatomy, z, y, x))
     x, y = _turn(anatomy["rotation"], x, y[:, None])
     z = jnp.broadcast_to(z[:, None, None], grid.shape)
-    return Points(x + bend_x, y + bend_y, z, grid.pixel_spacing_mm)
+    return Points(x + bend_x, y + bend_y, z, grid.spacing_mm[2])
 
 
 def to_scanner(anatomy, ends: jax.Array) -> jax.Array:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from data_pipelines.phantom import body, thorax
 from data_pipelines.phantom.findings import FINDINGS
 from data_pipelines.phantom.frame import patient_points, to_scanner
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.lungs import profiles_at
 from data_pipelines.phantom.shapes import Window, blend, cover_capsules
 from data_pipelines.phantom.texture import evaluate_waves
 from gct_jax.random_keys import random_key
+from gct_jax.volumes.grid import Grid
 
 # A voxel belongs to a finding from this cover on; thin structures never fill a voxel.
 MASK_COVER, SOLID_MASK_COVER = 0.1, 0.4
@@ -109,7 +109,7 @@ def _paint(anatomy, grid: Grid) -> tuple[jax.Array, dict[str, jax.Array]]:
     hu = blend(hu, METAL_HU, metal)
 
     noise = jax.random.normal(random_key(anatomy["noise_seed"]), grid.shape)
-    hu = hu + anatomy["noise_hu"] / (1 + grid.pixel_spacing_mm / 3) * noise
+    hu = hu + anatomy["noise_hu"] / (1 + grid.spacing_mm[2] / 3) * noise
     covers |= heart_covers | hernia_covers
     covers |= {
         "Medical material": jnp.maximum(metal, plastic),

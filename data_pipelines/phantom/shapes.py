@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.phantom.grid import Grid
+from gct_jax.volumes.grid import Grid
 
 SLICE_THICKNESS_MM = 5.0
 
@@ -155,7 +155,7 @@ def cover_capsules(grid: Grid, ends: jax.Array, radii: jax.Array, reach_mm: floa
         end, radius, start = capsule
         z, y, x = window.axes_mm(start)
         axis, normal_z = _axis_distance(x, y, z, end)
-        extent = Points(x, y, z, grid.pixel_spacing_mm).extent(normal_z)
+        extent = Points(x, y, z, grid.spacing_mm[2]).extent(normal_z)
         radius = jnp.maximum(radius, 0.0)[:, None, None, None]
         share = jnp.clip(0.5 + (radius - axis) / extent, 0.0, jnp.minimum(1.0, 2 * radius / extent))
         old = window.take(best, start)

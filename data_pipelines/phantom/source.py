@@ -14,7 +14,6 @@ from data_pipelines.phantom.case import (
     sample_description,
 )
 from data_pipelines.phantom.findings import FINDINGS
-from data_pipelines.phantom.grid import Grid as PhantomGrid
 from data_pipelines.phantom.render import render
 from data_pipelines.phantom.report import write_report
 from data_pipelines.source import HELD_OUT, TRAINING
@@ -43,8 +42,9 @@ class PhantomSource:
         Raises:
           ConfigError: a grid that is not centred, or with pixels that are not square.
         """
+        require_renderable(grid)
         anatomy = case_from_findings(case, *self._describe(case)).anatomy
-        return jnp.round(render(anatomy, _phantom_grid(grid))).astype(jnp.int16)
+        return jnp.round(render(anatomy, grid)).astype(jnp.int16)
 
     def report(self, case: int, rng: np.random.Generator) -> str:
         """A report in a wording that `rng` draws."""
@@ -73,9 +73,9 @@ class PhantomSource:
         return type(self)(self._data, counterfactual_description)
 
 
-def _phantom_grid(grid: Grid) -> PhantomGrid:
-    depth_mm, height_mm, width_mm = grid.spacing_mm
+def require_renderable(grid: Grid) -> None:
+    """Raise ConfigError unless the phantom can be rendered on the grid."""
+    _, height_mm, width_mm = grid.spacing_mm
     centred = np.allclose(grid.affine, centred_affine(grid.shape, grid.spacing_mm), atol=1e-3)
     if not centred or abs(height_mm - width_mm) > 1e-6:
         raise ConfigError("the phantom is rendered on centred grids with square pixels only")
-    return PhantomGrid(*grid.shape, depth_mm, width_mm)

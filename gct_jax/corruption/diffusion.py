@@ -91,6 +91,7 @@ def predict_x0(objective: str, x_t: Array, prediction: Array, log_snr: Array) ->
         return predict_x0_from_v(x_t, prediction, log_snr)
     if objective == "noise":
         return predict_x0_from_noise(x_t, prediction, log_snr)
+    _require_x_start(objective)
     return prediction
 
 
@@ -98,7 +99,15 @@ def training_target(objective: str, x_start: Array, noise: Array, log_snr: Array
     """What the network should output for the given objective, "v", "noise" or "x_start"."""
     if objective == "v":
         return velocity(x_start, noise, log_snr)
-    return noise if objective == "noise" else x_start
+    if objective == "noise":
+        return noise
+    _require_x_start(objective)
+    return x_start
+
+
+def _require_x_start(objective: str) -> None:
+    if objective != "x_start":
+        raise ConfigError(f"objective {objective!r} is not one of 'v', 'noise', 'x_start'")
 
 
 def posterior(

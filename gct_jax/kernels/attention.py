@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.kernels.bias import RelativeBias, bias_matrix
 from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.cudnn import attend_cudnn
@@ -68,15 +69,16 @@ def attention(
       [batch, queries, heads, dim_head] in the dtype of `v`.
 
     Raises:
-      ValueError: an unknown backend, or shapes that contradict the bias grid or the mask.
+      ConfigError: an unknown backend.
+      InputError: shapes that contradict the bias grid or the mask.
     """
     queries, keys = q.shape[1], k.shape[1] - null_keys
     if bias is not None and not queries == keys == math.prod(bias.grid):
-        raise ValueError(f"bias grid {bias.grid} does not fit {queries} queries and {keys} keys")
+        raise InputError(f"bias grid {bias.grid} does not fit {queries} queries and {keys} keys")
     if key_mask is not None and key_mask.shape[1] != keys:
-        raise ValueError(f"key_mask has {key_mask.shape[1]} columns for {keys} keys")
+        raise InputError(f"key_mask has {key_mask.shape[1]} columns for {keys} keys")
     if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+        raise ConfigError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if backend == "auto":
         backend = choose_backend(q, queries * keys, bias)
     masks = null_keys, key_mask, causal

@@ -6,6 +6,8 @@ from contextvars import ContextVar
 
 import jax
 
+from gct_jax.errors import ConfigError
+
 PLATFORMS = ("cpu", "gpu", "tpu")
 _stated: ContextVar[str | None] = ContextVar("stated_platform", default=None)
 
@@ -27,10 +29,10 @@ def tracing_for(platform: str) -> Iterator[None]:
     JAX keeps what it has traced: the functions to be traced must be new to `jax.jit`.
 
     Raises:
-      ValueError: an unknown platform.
+      ConfigError: an unknown platform.
     """
     if platform not in PLATFORMS:
-        raise ValueError(f"platform {platform!r} is none of {', '.join(PLATFORMS)}")
+        raise ConfigError(f"platform {platform!r} is none of {', '.join(PLATFORMS)}")
     token = _stated.set(platform)
     try:
         yield

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.linear import matrix_product
+from gct_jax.models.norms import layer_norm
 from gct_jax.models.positions import ContinuousPositionBias
 from gct_jax.models.quantizer import CosineQuantizer, straight_through
 from gct_jax.models.token_grid import PatchSize, patch_sides, token_grid
-from gct_jax.models.transformer import Transformer, layer_norm
+from gct_jax.models.transformer import Transformer
 
 
 class CTViTOutput(NamedTuple):
@@ -50,7 +52,7 @@ def to_patches(
     w, values] and of the others [batch, t - 1, h, w, values].
 
     Raises:
-      ValueError: a volume that the patches do not divide.
+      InputError: a volume that the patches do not divide.
     """
     token_grid(*volume.shape[1:4], patch_size=patch_size, temporal_patch_size=temporal_patch_size)
     pattern = "b (t pt) (h ph) (w pw) c -> b t h w (c pt ph pw)"
@@ -143,7 +145,7 @@ class CTViT(nn.Module):
 
     def setup(self):  # noqa: D102 (Flax hook)
         if self.temporal_attention not in ("causal", "bidirectional"):
-            raise ValueError(f"temporal_attention {self.temporal_attention!r} is unknown")
+            raise ConfigError(f"temporal_attention {self.temporal_attention!r} is unknown")
 
         def spatial():
             return Transformer(
@@ -170,7 +172,7 @@ class CTViT(nn.Module):
             )
 
         if self.patch_norm not in ("output", "both"):
-            raise ValueError(f"patch_norm {self.patch_norm!r} is unknown")
+            raise ConfigError(f"patch_norm {self.patch_norm!r} is unknown")
         both_norms = self.patch_norm == "both"
         rows, columns = patch_sides(self.patch_size)
         slice_values = self.channels * rows * columns
@@ -190,7 +192,7 @@ class CTViT(nn.Module):
         """Volume -> patch embeddings [batch, t, h, w, dim], the encoder's input.
 
         Raises:
-          ValueError: a volume that the patches do not divide.
+          InputError: a volume that the patches do not divide.
         """
         first, rest = to_patches(
             volume, patch_size=self.patch_size, temporal_patch_size=self.temporal_patch_size

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from gct_jax.errors import InputError
 from gct_jax.models.transformer import Attention
 from gct_jax.sharding import constrain_batch
 
@@ -70,11 +71,11 @@ class Discriminator(nn.Module):
         """[batch, size, size, channels] in [-1, 1] -> [batch] float32 logits.
 
         Raises:
-          ValueError: an image that is not square with a power of two >= 8 as its side.
+          InputError: an image that is not square with a power of two >= 8 as its side.
         """
         size, width = images.shape[1:3]
         if size != width or size < 8 or size & (size - 1):
-            raise ValueError(
+            raise InputError(
                 f"slices of {size} x {width}: the discriminator needs squares of 8, 16, 32, ..."
             )
         x = images.astype(self.dtype)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gct_jax.errors import InputError
 from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.positions import ContinuousPositionBias
 from gct_jax.models.transformer import KeysValues, Transformer
@@ -42,12 +43,12 @@ class TokenEmbedding(nn.Module):
         """int32 [batch, time, height, width] -> [batch, time, height, width, dim].
 
         Raises:
-          ValueError: the grid has more tokens than the position table has rows.
+          InputError: the grid has more tokens than the position table has rows.
         """
         _, *grid = ids.shape
         length = grid[0] * grid[1] * grid[2]
         if length > self.max_sequence_length:
-            raise ValueError(
+            raise InputError(
                 f"a {grid[0]}x{grid[1]}x{grid[2]} grid has {length} tokens, "
                 f"more than max_sequence_length = {self.max_sequence_length}"
             )

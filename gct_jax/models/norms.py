@@ -1,9 +1,11 @@
-"""Layer normalisation over rows."""
+"""Norms: of layers over rows, and of vectors."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 
 class LayerNorm(nn.LayerNorm):
@@ -17,3 +19,16 @@ class LayerNorm(nn.LayerNorm):
         """[..., n] -> the same."""
         rows: jax.Array = super().__call__(x.reshape(-1, x.shape[-1]), mask=mask)
         return rows.reshape(x.shape)
+
+
+def layer_norm(name: str | None, dtype: Any, use_bias: bool = True) -> LayerNorm:
+    """Layer norm with a gain and, if wanted, a bias; statistics in float32."""
+    return LayerNorm(
+        epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
+    )
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """x / max(|x|, 1e-12) along the last axis in float32, with a finite gradient at zero."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.convolution import depthwise
 
@@ -40,7 +41,7 @@ class PositionConvolution(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, time, height, width, dim] -> the same shape."""
         if self.layout not in ("grid", "interleaved"):
-            raise ValueError(f"layout {self.layout!r} is not one of 'grid', 'interleaved'")
+            raise ConfigError(f"layout {self.layout!r} is not one of 'grid', 'interleaved'")
         # The standard deviation of PyTorch's default for a kernel of 27 inputs.
         kernel = self.param("kernel", nn.initializers.normal(1 / 9), (3, 3, 3, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.dim,))
@@ -74,7 +75,7 @@ class ContinuousPositionBias(nn.Module):
         """Bias of the grid (T, H, W); with two grid dimensions, of one frame of it."""
         frames, height, width = grid
         if self.grid_dims not in (2, 3):
-            raise ValueError(f"grid_dims = {self.grid_dims} is neither 2 nor 3")
+            raise ConfigError(f"grid_dims = {self.grid_dims} is neither 2 nor 3")
         if self.grid_dims == 2:
             frames = 1
         axes = [jnp.arange(1 - n, n, dtype=jnp.float32) for n in (frames, height, width)]

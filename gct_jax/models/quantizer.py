@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.argmax import argmax
-from gct_jax.models.transformer import l2_normalize
+from gct_jax.models.norms import l2_normalize
 
 CHUNK_TOKENS = 512  # 16 MiB of similarities with 8,192 codes
 
@@ -127,7 +128,7 @@ def ema_update(
       The new codebook.
 
     Raises:
-      ValueError: an unknown weighting.
+      ConfigError: an unknown weighting.
     """
     embedding, cluster_size = codebook["embedding"], codebook["cluster_size"]
     directions = l2_normalize(lax.stop_gradient(latents)).reshape(-1, embedding.shape[1])
@@ -144,7 +145,7 @@ def ema_update(
         target = l2_normalize(jnp.where((counts > 0)[:, None], sums, embedding))
         embedding = decay * embedding + (1 - decay) * target
     else:
-        raise ValueError(f"weighting {weighting!r} is not one of 'count', 'code'")
+        raise ConfigError(f"weighting {weighting!r} is not one of 'count', 'code'")
     return {"embedding": embedding, "cluster_size": old + new}
 
 

@@ -6,6 +6,8 @@ that d = 1 + (t - 1) temporal_patch_size slices give t token frames.
 
 import math
 
+from gct_jax.errors import InputError
+
 PatchSize = int | tuple[int, int]
 
 
@@ -20,17 +22,17 @@ def token_grid(
     """Token grid (t, h, w) of a volume.
 
     Raises:
-      ValueError: a size that the patches do not divide.
+      InputError: a size that the patches do not divide.
     """
     if depth < 1 or (depth - 1) % temporal_patch_size:
-        raise ValueError(
+        raise InputError(
             f"{depth} slices: a temporal patch of {temporal_patch_size} needs a count of "
             f"1 + a multiple of {temporal_patch_size}; "
             f"the nearest is {nearest_slice_count(depth, temporal_patch_size)}"
         )
     rows, columns = patch_sides(patch_size)
     if height < 1 or width < 1 or height % rows or width % columns:
-        raise ValueError(f"slices of {height} x {width} are not a multiple of patch {patch_size}")
+        raise InputError(f"slices of {height} x {width} are not a multiple of patch {patch_size}")
     return 1 + (depth - 1) // temporal_patch_size, height // rows, width // columns
 
 

@@ -23,14 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax import lax
 
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.gelu import gelu
 from gct_jax.kernels.linear import linear
 from gct_jax.kernels.remat import rematerialized
-from gct_jax.models.norms import LayerNorm
+from gct_jax.models.norms import l2_normalize, layer_norm
 from gct_jax.models.positions import PositionConvolution
 from gct_jax.sharding import constrain_batch
 
@@ -42,19 +42,6 @@ FOLDS = {
     "time": "(b h w) t",
     "all": "b (t h w)",
 }
-
-
-def l2_normalize(x: jax.Array) -> jax.Array:
-    """x / max(|x|, 1e-12) along the last axis in float32, with a finite gradient at zero."""
-    x = x.astype(jnp.float32)
-    return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
-
-
-def layer_norm(name: str | None, dtype: jnp.dtype, use_bias: bool = True) -> LayerNorm:
-    """Layer norm with a gain and, if wanted, a bias; statistics in float32."""
-    return LayerNorm(
-        epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
-    )
 
 
 class KeysValues(NamedTuple):
@@ -263,9 +250,9 @@ class Transformer(nn.Module):
 
     def setup(self):  # noqa: D102 (Flax hook)
         if self.attend not in FOLDS:
-            raise ValueError(f"attend {self.attend!r} is not one of {', '.join(FOLDS)}")
+            raise ConfigError(f"attend {self.attend!r} is not one of {', '.join(FOLDS)}")
         if self.causal and self.attend != "time":
-            raise ValueError(f"causal attention is defined along time, not for {self.attend!r}")
+            raise ConfigError(f"causal attention is defined along time, not for {self.attend!r}")
         self.layers = [
             TransformerLayer(
                 self.dim,
@@ -305,7 +292,7 @@ class Transformer(nn.Module):
           [batch, time, height, width, dim].
 
         Raises:
-          ValueError: an option or a context that this transformer cannot use.
+          ConfigError: an unknown option. InputError: a context of another width.
         """
         contexts: Sequence[jax.Array | KeysValues | None]
         if context is None or isinstance(context, jax.Array | np.ndarray):
@@ -325,13 +312,13 @@ class Transformer(nn.Module):
         share it.
 
         Raises:
-          ValueError: a context of another width.
+          InputError: a context of another width.
         """
         self._check_width(context)
         return tuple(layer.context_keys(context) for layer in self.layers)
 
     def _check_width(self, context: jax.Array | None) -> None:
         if context is not None and context.shape[-1] != self.context_dim:
-            raise ValueError(
+            raise InputError(
                 f"context of width {context.shape[-1]} for a context_dim of {self.context_dim}"
             )

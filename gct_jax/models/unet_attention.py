@@ -6,7 +6,7 @@ Softmax attention has logits q.k / sqrt(dim_head), or 16 cos(q, k) with `cosine`
     softmax_features(q) s ( softmax_positions(k)^T v ),    s = dim_head^-1/2                 (1)
 
 whose cost grows with the number of positions, not its square. A learned null key and value lets a
-query attend to nothing. "Gain norm" is layer normalisation without a bias.
+query attend to nothing.
 """
 
 from typing import Any
@@ -19,24 +19,10 @@ from jax import Array
 
 from gct_jax.kernels.folded_attention import folded_attend, folding_saves
 from gct_jax.kernels.gelu import gelu
-from gct_jax.models.norms import LayerNorm
+from gct_jax.kernels.linear import linear
+from gct_jax.models.norms import l2_normalize, layer_norm
 
 COSINE_SCALE = 16.0
-
-
-def gain_norm(name: str, dtype: Any) -> LayerNorm:
-    """Layer normalisation with a gain and no bias."""
-    return LayerNorm(epsilon=1e-5, use_bias=False, dtype=dtype, name=name)
-
-
-def layer_norm(name: str, dtype: Any) -> LayerNorm:
-    """Layer normalisation with gain and bias."""
-    return LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
-
-
-def project(features: int, name: str, dtype: Any) -> nn.Dense:
-    """Linear map without bias."""
-    return nn.Dense(features, use_bias=False, dtype=dtype, name=name)
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -49,15 +35,10 @@ def attend(query: Array, key: Array, value: Array, cosine: bool) -> Array:
     [b, n, heads * d]."""
     scale = query.shape[-1] ** -0.5
     if cosine:
-        query, key, scale = unit(query), unit(key), COSINE_SCALE
+        query, key = (l2_normalize(x).astype(x.dtype) for x in (query, key))
+        scale = COSINE_SCALE
     out = jax.nn.dot_product_attention(query, key, value, scale=scale)
     return rearrange(out, "b n h d -> b n (h d)")
-
-
-def unit(x: Array) -> Array:
-    """x divided by its Euclidean norm over the last axis, at least 1e-12."""
-    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
-    return (x / jnp.maximum(norm, 1e-12)).astype(x.dtype)
 
 
 def linear_attend(query: Array, key: Array, value: Array, scale: float) -> Array:
@@ -123,9 +104,9 @@ class CrossAttention(nn.Module):
     def __call__(self, x: Array, tokens: Array) -> Array:
         """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
         channels, width = x.shape[-1], self.heads * self.dim_head
-        x = gain_norm("norm", self.dtype)(x)
-        key = split_heads(project(width, "key", self.dtype)(tokens), self.heads)
-        value = split_heads(project(width, "value", self.dtype)(tokens), self.heads)
+        x = layer_norm("norm", self.dtype, use_bias=False)(x)
+        key = split_heads(linear(width, self.dtype, "key")(tokens), self.heads)
+        value = split_heads(linear(width, self.dtype, "value")(tokens), self.heads)
         key, value = NullKeyValue(name="null")(key, value)
         query_kernel = Kernel(width, self.dtype, name="query")(channels)
         out_kernel = Kernel(channels, self.dtype, name="out")(width)
@@ -140,7 +121,7 @@ class CrossAttention(nn.Module):
             else:
                 out = attend(query, key, value, self.cosine)
             out = out @ out_kernel
-        return gain_norm("out_norm", self.dtype)(out)
+        return layer_norm("out_norm", self.dtype, use_bias=False)(out)
 
 
 class SelfAttention(nn.Module):
@@ -162,10 +143,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Array, tokens: Array | None) -> Array:
         """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
         channels = x.shape[-1]
-        x = gain_norm("norm", self.dtype)(x)
-        query = project(self.heads * self.dim_head, "query", self.dtype)(x)
-        key = project(self.dim_head, "key", self.dtype)(x)[:, :, None]
-        value = project(self.dim_head, "value", self.dtype)(x)[:, :, None]
+        x = layer_norm("norm", self.dtype, use_bias=False)(x)
+        query = linear(self.heads * self.dim_head, self.dtype, "query")(x)
+        key = linear(self.dim_head, self.dtype, "key")(x)[:, :, None]
+        value = linear(self.dim_head, self.dtype, "value")(x)[:, :, None]
         key, value = NullKeyValue(name="null")(key, value)
         if tokens is not None:
             tokens = layer_norm("context_norm", self.dtype)(tokens)
@@ -174,8 +155,8 @@ class SelfAttention(nn.Module):
             key = jnp.concatenate([token_key[:, :, None], key], axis=1)
             value = jnp.concatenate([token_value[:, :, None], value], axis=1)
         out = attend(split_heads(query, self.heads), key, value, self.cosine)
-        out = project(channels, "out", self.dtype)(out)
-        return gain_norm("out_norm", self.dtype)(out)
+        out = linear(channels, self.dtype, "out")(out)
+        return layer_norm("out_norm", self.dtype, use_bias=False)(out)
 
 
 class LinearSelfAttention(nn.Module):
@@ -196,23 +177,23 @@ class LinearSelfAttention(nn.Module):
     def __call__(self, x: Array, tokens: Array | None) -> Array:
         """Map [b, h, w, c] and tokens [b, m, e] to [b, h, w, c]."""
         width = self.heads * self.dim_head
-        normed = gain_norm("norm", self.dtype)(x)
+        normed = layer_norm("norm", self.dtype, use_bias=False)(x)
         query, key, value = (
             split_heads(self._local(normed, width, name), self.heads)
             for name in ("query", "key", "value")
         )
         if tokens is not None:
             tokens = layer_norm("context_norm", self.dtype)(tokens)
-            token_key = project(width, "context_key", self.dtype)(tokens)
-            token_value = project(width, "context_value", self.dtype)(tokens)
+            token_key = linear(width, self.dtype, "context_key")(tokens)
+            token_value = linear(width, self.dtype, "context_value")(tokens)
             key = jnp.concatenate([key, split_heads(token_key, self.heads)], axis=1)
             value = jnp.concatenate([value, split_heads(token_value, self.heads)], axis=1)
         out = nn.silu(linear_attend(query, key, value, self.dim_head**-0.5))
-        out = project(x.shape[-1], "out", self.dtype)(out).reshape(x.shape)
-        return gain_norm("out_norm", self.dtype)(out)
+        out = linear(x.shape[-1], self.dtype, "out")(out).reshape(x.shape)
+        return layer_norm("out_norm", self.dtype, use_bias=False)(out)
 
     def _local(self, x: Array, width: int, name: str) -> Array:
-        x = project(width, name, self.dtype)(x)
+        x = linear(width, self.dtype, name)(x)
         depthwise = nn.Conv(
             width,
             (3, 3),
@@ -238,10 +219,10 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., c] to [..., c]."""
         channels = x.shape[-1]
-        x = gain_norm("norm", self.dtype)(x)
-        x = project(int(channels * self.mult), "wide", self.dtype)(x)
-        x = gain_norm("wide_norm", self.dtype)(gelu(x))
-        return project(channels, "out", self.dtype)(x)
+        x = layer_norm("norm", self.dtype, use_bias=False)(x)
+        x = linear(int(channels * self.mult), self.dtype, "wide")(x)
+        x = layer_norm("wide_norm", self.dtype, use_bias=False)(gelu(x))
+        return linear(channels, self.dtype, "out")(x)
 
 
 class MapTransformer(nn.Module):

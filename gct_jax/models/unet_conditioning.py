@@ -12,12 +12,11 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jax import Array
 
+from gct_jax.kernels.linear import linear
+from gct_jax.models.norms import layer_norm
 from gct_jax.models.unet_attention import (
     FeedForward,
     attend,
-    gain_norm,
-    layer_norm,
-    project,
     split_heads,
 )
 from gct_jax.sharding import constrain_batch
@@ -77,11 +76,11 @@ class LatentAttention(nn.Module):
         width = self.heads * self.dim_head
         normed = layer_norm("latents_norm", self.dtype)(latents)
         source = jnp.concatenate([layer_norm("norm", self.dtype)(inputs), normed], axis=1)
-        query = split_heads(project(width, "query", self.dtype)(normed), self.heads)
-        key = split_heads(project(width, "key", self.dtype)(source), self.heads)
-        value = split_heads(project(width, "value", self.dtype)(source), self.heads)
+        query = split_heads(linear(width, self.dtype, "query")(normed), self.heads)
+        key = split_heads(linear(width, self.dtype, "key")(source), self.heads)
+        value = split_heads(linear(width, self.dtype, "value")(source), self.heads)
         out = attend(query, key, value, self.cosine)
-        out = project(latents.shape[-1], "out", self.dtype)(out)
+        out = linear(latents.shape[-1], self.dtype, "out")(out)
         return layer_norm("out_norm", self.dtype)(out)
 
 
@@ -111,7 +110,7 @@ class AttentionPool(nn.Module):
         normal = nn.initializers.normal(1.0)
         positions = self.param("positions", normal, (self.max_positions, dim))
         learned = self.param("latents", normal, (self.num_latents, dim))
-        mean = gain_norm("mean_norm", self.dtype)(text.mean(axis=1))
+        mean = layer_norm("mean_norm", self.dtype, use_bias=False)(text.mean(axis=1))
         pooled = nn.Dense(4 * dim, dtype=self.dtype, name="mean_latents")(mean)
         latents = jnp.concatenate(
             [

@@ -31,6 +31,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.models import quantizer
 from gct_jax.models.ctvit import CTViT, CTViTOutput
 from gct_jax.models.discriminator import Discriminator
+from gct_jax.models.norms import l2_normalize
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training import ctvit_losses as losses
@@ -118,7 +119,7 @@ def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Ar
     latents = network.apply(variables, volume, method=CTViT.embed)
     embedding = variables["codebook"]["quantizer"]["embedding"]
     ids = quantizer.nearest_codes(latents, embedding)
-    directions = quantizer.l2_normalize(latents)
+    directions = l2_normalize(latents)
     codes = quantizer.straight_through(directions, embedding[ids])
     codes = jnp.where(step < config.ctvit.continuous_steps, directions, codes)
     features = network.apply(variables, codes, method=CTViT.decode_features)

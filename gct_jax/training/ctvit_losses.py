@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gct_jax.models.transformer import l2_normalize
+from gct_jax.errors import ConfigError
+from gct_jax.models.norms import l2_normalize
 
 
 def _masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -58,7 +59,7 @@ def commitment_loss(
       token_mask: [...] bool, True for tokens that count.
 
     Raises:
-      ValueError: an unknown form.
+      ConfigError: an unknown form.
     """
     latents = latents.astype(jnp.float32)
     codes = lax.stop_gradient(codes).astype(jnp.float32)
@@ -67,7 +68,7 @@ def commitment_loss(
         return _masked_mean(1 - cosine, token_mask)
     if form == "reference":
         return _masked_mean((latents - codes) ** 2, token_mask)
-    raise ValueError(f"form {form!r} is not one of 'normalized', 'reference'")
+    raise ConfigError(f"form {form!r} is not one of 'normalized', 'reference'")
 
 
 def choose_slices(

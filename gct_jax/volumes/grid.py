@@ -16,7 +16,7 @@ SLIGHT_SHEAR = 0.1  # of a voxel: what rounding in a header amounts to
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels of a volume lie.
+    """Where the voxels of a volume lie; hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
       shape: (depth, height, width).
@@ -35,6 +35,23 @@ class Grid:
     def spacing_mm(self) -> Spacing:
         """Distance between voxel centres along depth, height and width."""
         return affine_spacing(self.affine)
+
+    def axes_mm(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Voxel centres along depth, height and width from the middle of the grid, float32, mm."""
+        z, y, x = (
+            ((np.arange(count) - (count - 1) / 2) * spacing).astype(np.float32)
+            for count, spacing in zip(self.shape, self.spacing_mm, strict=True)
+        )
+        return z, y, x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Shape, bytes]:
+        return self.shape, np.ascontiguousarray(self.affine, float).tobytes()
 
     def regrid(self, shape: Shape, spacing_mm: Spacing) -> "Grid":
         """A grid with the same centre and axis directions."""

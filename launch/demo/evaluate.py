@@ -69,6 +69,7 @@ def evaluate(options: argparse.Namespace) -> str:
     from gct_jax.runtime.numerics import prepare_jax
     from gct_jax.sampling.cascade import require_generator
     from gct_jax.sampling.settings import choose_settings
+    from launch.arrays import high_grid, low_grid
     from launch.demo import measures as measures
     from launch.demo import tables as tables
     from launch.demo import volumes as volumes
@@ -83,8 +84,8 @@ def evaluate(options: argparse.Namespace) -> str:
         guidance=options.guidance,
         superres=False,
     )
-    low, high = volumes.grids(model.config)
-    spacing = (low.slice_spacing_mm, low.pixel_spacing_mm, low.pixel_spacing_mm)
+    low, high = low_grid(model.config), high_grid(model.config)
+    spacing = low.spacing_mm
     generate = volumes.Generator(model, settings, options.out / "volumes")
 
     first = FIRST_SEED + options.seed
@@ -97,9 +98,7 @@ def evaluate(options: argparse.Namespace) -> str:
         source: measures.detect_all(hu, spacing, f"detectors: {source}")
         for source, hu in (("generated", generated), ("phantom", phantoms), ("ctvit", rebuilt))
     }
-    quality = {
-        f"CT-ViT, {low.depth} x {low.height} x {low.width}": measures.quality(phantoms, rebuilt)
-    }
+    quality = {f"CT-ViT, {' x '.join(map(str, low.shape))}": measures.quality(phantoms, rebuilt)}
     if options.superres:
         quality |= _superres_quality(model, settings, cases, prompts, rebuilt, high, options)
 
@@ -172,15 +171,15 @@ def _superres_quality(
     from launch.demo import volumes as volumes
 
     count = min(options.superres, len(cases))
-    rows = [high.depth // 3, high.depth // 2]
+    rows = [high.shape[0] // 3, high.shape[0] // 2]
     true = volumes.render_cases(cases[:count], high, "phantoms, high resolution")[:, rows]
     small = rebuilt[:count, rows]
     made = [
         volumes.enlarge(model, slices, prompt, case.seed, settings)
         for slices, prompt, case in zip(small, prompts, cases, strict=False)
     ]
-    plain = [measures.interpolate(slices, high.width) for slices in small]
-    title = f"slices of {high.height} x {high.width}"
+    plain = [measures.interpolate(slices, high.shape[2]) for slices in small]
+    title = f"slices of {high.shape[1]} x {high.shape[2]}"
     return {
         f"{title}, super-resolved": measures.quality(np.concatenate(true), np.concatenate(made)),
         f"{title}, interpolated": measures.quality(np.concatenate(true), np.concatenate(plain)),

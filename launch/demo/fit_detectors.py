@@ -31,18 +31,18 @@ from data_pipelines.phantom.chest_regions import PIXEL_MM, SLICE_MM, read_chest
 from data_pipelines.phantom.detector_fit import fit, labels_of_all
 from data_pipelines.phantom.detectors import SHIPPED, Weights, detection, read
 from data_pipelines.phantom.findings import FINDINGS
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 from gct_jax.errors import InputError
 from gct_jax.evaluation.auroc import auroc
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.runtime.numerics import prepare_jax
+from gct_jax.volumes.grid import Grid
 from launch.demo.measures import side_rows
 from launch.markdown import markdown_table
 
 FIRST_SEED = 1_500_000_000
-GRID = Grid(33, 64, 64, SLICE_MM, PIXEL_MM)
+GRID = Grid.centred((33, 64, 64), (SLICE_MM, PIXEL_MM, PIXEL_MM))
 SMOOTHING = (0.4, 0.7, 0.7)  # standard deviation in voxels
 SHARD = 64
 ROWS = 4  # of a case: rendered, smoothed; the same with other findings

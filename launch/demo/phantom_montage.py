@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.phantom.case import case_from_findings
 from data_pipelines.phantom.findings import FINDINGS, Finding
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render_with_findings
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.runtime.numerics import prepare_jax
+from gct_jax.volumes.grid import Grid
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
 
-GRID = Grid(66, 256, 256, 4.5, 1.40625)
+GRID = Grid.centred((66, 256, 256), (4.5, 1.40625, 1.40625))
 TILE = 240
 COLUMNS = 5
 ARROW = (255, 200, 0)
@@ -116,7 +116,7 @@ def draw_tile(
     at = int(mask.sum(others).argmax()) if mask.any() else GRID.shape[view] * 9 // 20
     # The patient's head is up in coronal and sagittal views.
     image, mask = (np.take(v, at, view)[:: 1 if view == AXIAL else -1] for v in (volume, mask))
-    height = round(TILE * GRID.depth * GRID.slice_spacing_mm / 360) if view != AXIAL else TILE
+    height = round(TILE * GRID.shape[0] * GRID.spacing_mm[0] / 360) if view != AXIAL else TILE
     tile = Image.new("L", (TILE, TILE))
     grey = Image.fromarray(window_to_uint8(image, WINDOWS_HU[window]))
     tile.paste(grey.resize((TILE, height), Image.Resampling.BICUBIC), (0, TILE - height))

@@ -11,10 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.phantom.case import Case
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
 from gct_jax.components import build_component
-from gct_jax.config import ModelConfig
 from gct_jax.model_folder import Model
 from gct_jax.random_keys import random_key
 from gct_jax.runtime.files import replace_when_done
@@ -24,6 +22,7 @@ from gct_jax.sampling.cascade import (
     sample_low_resolution,
     super_resolve,
 )
+from gct_jax.volumes.grid import Grid
 from gct_jax.volumes.intensity import from_unit, to_unit
 
 BATCH = 8
@@ -71,18 +70,6 @@ class Generator:
             room=BATCH,
         )
         return _int16(low.volumes[..., 0])
-
-
-def grids(config: ModelConfig) -> tuple[Grid, Grid]:
-    """The model's low resolution, and that of its super-resolution."""
-    volume = config.volume
-    high = config.diffusion.image_size if config.diffusion else volume.image_size
-    field_mm = volume.image_size * volume.pixel_spacing_mm
-    low, fine = (
-        Grid(volume.slices, side, side, volume.slice_spacing_mm, field_mm / side)
-        for side in (volume.image_size, high)
-    )
-    return low, fine
 
 
 def render_cases(cases: Sequence[Case], grid: Grid, title: str) -> np.ndarray:

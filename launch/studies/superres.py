@@ -116,12 +116,13 @@ class Phantoms:
         from data_pipelines.phantom.report import write_report
         from gct_jax.components import build_component
         from gct_jax.sampling.cascade import SUPERRES_STAGE, embed_text
+        from launch.arrays import high_grid, low_grid
         from launch.demo import volumes as volumes
 
-        low, self.high = volumes.grids(model.config)
+        low, self.high = low_grid(model.config), high_grid(model.config)
         cases = [sample_case(FIRST_SEED + number) for number in range(count)]
         phantoms = volumes.render_cases(cases, low, "phantoms, low resolution")
-        self.model, self.depth = model, low.depth
+        self.model, self.depth = model, low.shape[0]
         self.low_hu = volumes.rebuild(model, phantoms, "CT-ViT")  # [cases, depth, h, w]
         self.true_hu = volumes.render_cases(cases, self.high, "phantoms, high resolution")
         prompts = [write_report(case, np.random.default_rng(case.seed)) for case in cases]
@@ -145,7 +146,7 @@ class Phantoms:
         from launch.demo.measures import interpolate
         from launch.studies.superres_measures import agreement, depth_agreement
 
-        made = np.stack([interpolate(hu[rows], self.high.width) for hu in self.low_hu])
+        made = np.stack([interpolate(hu[rows], self.high.shape[2]) for hu in self.low_hu])
         true = self.true_hu[:, rows]
         if made.shape[1] > 1:
             return depth_agreement(true, made)

@@ -24,6 +24,7 @@ from jax import Array
 from gct_jax.config import DiffusionConfig
 from gct_jax.corruption.diffusion import noise_schedule
 from gct_jax.corruption.low_res import noised_low_res
+from gct_jax.errors import ConfigError
 from gct_jax.evaluation.image_quality import psnr, ssim
 from gct_jax.sampling.diffusion_solvers import SolverState, initial_state, solver_step, time_grid
 from gct_jax.sampling.settings import SuperresSettings
@@ -64,7 +65,7 @@ def solve_on_path(
     """
     merged, rest = divmod(fine_steps, steps)
     if rest:
-        raise ValueError(f"{steps} steps do not divide {fine_steps}")
+        raise ConfigError(f"{steps} steps do not divide {fine_steps}")
     fine = noise_schedule(diffusion.noise_schedule)(time_grid(fine_steps))
     # Right-aligned: before the first step the log SNR is -inf, which turns DPM-Solver++'s
     # extrapolation from the step before off, as it should be.

@@ -102,3 +102,11 @@ def test_p2_weight_is_sigma_for_the_published_constants():
 def test_unknown_schedule_is_named():
     with pytest.raises(ConfigError, match="'quadratic' is not one of cosine, linear"):
         diffusion.noise_schedule("quadratic")
+
+
+def test_an_unknown_objective_is_an_error():
+    x = jnp.zeros((1, 2, 2, 1))
+    with pytest.raises(ConfigError, match="objective 'eps' is not one of"):
+        diffusion.predict_x0("eps", x, x, jnp.zeros(()))
+    with pytest.raises(ConfigError, match="objective 'eps' is not one of"):
+        diffusion.training_target("eps", x, x, jnp.zeros(1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias, bias_matrix
 
@@ -142,9 +143,9 @@ def test_bfloat16_inputs_keep_a_float32_softmax():
 
 def test_contradictions_are_refused():
     q, k, v, table = arrays(1, 8, 8, (2, 2, 2))
-    with pytest.raises(ValueError, match="backend 'fast'"):
+    with pytest.raises(ConfigError, match="backend 'fast'"):
         attention(q, k, v, scale=1.0, backend="fast")
-    with pytest.raises(ValueError, match=r"grid \(2, 2, 2\) does not fit 8 queries and 7 keys"):
+    with pytest.raises(InputError, match=r"grid \(2, 2, 2\) does not fit 8 queries and 7 keys"):
         attention(q, k, v, scale=1.0, null_keys=1, bias=RelativeBias(table, (2, 2, 2)))
-    with pytest.raises(ValueError, match="key_mask has 8 columns for 7 keys"):
+    with pytest.raises(InputError, match="key_mask has 8 columns for 7 keys"):
         attention(q, k, v, scale=1.0, null_keys=1, key_mask=np.ones((1, 8), bool))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gct_jax.errors import InputError
 from gct_jax.models.discriminator import Discriminator
 
 
@@ -38,5 +39,5 @@ def test_width_is_capped_and_channels_are_free():
 
 @pytest.mark.parametrize("shape", [(1, 96, 96, 1), (1, 4, 4, 1), (1, 64, 32, 1)])
 def test_other_sizes_are_refused(shape):
-    with pytest.raises(ValueError, match=f"slices of {shape[1]} x {shape[2]}"):
+    with pytest.raises(InputError, match=f"slices of {shape[1]} x {shape[2]}"):
         Discriminator(base_dim=1).init(jax.random.key(0), jnp.zeros(shape))

@@ -10,6 +10,7 @@ from golden_case import GoldenCase
 
 from gct_jax.config import MaskGitConfig, module_fields
 from gct_jax.corruption import masking
+from gct_jax.errors import InputError
 from gct_jax.interop.generatect.maskgit import maskgit_from_reference
 from gct_jax.kernels.bias import bias_matrix
 from gct_jax.models.maskgit import MaskGit, scale_gradient
@@ -167,5 +168,5 @@ def test_too_many_tokens_are_refused():
     model = MaskGit(
         num_tokens=8, max_sequence_length=31, dim=8, depth=1, heads=2, dim_head=4, context_dim=None
     )
-    with pytest.raises(ValueError, match=r"2x4x4 grid has 32 tokens.*max_sequence_length = 31"):
+    with pytest.raises(InputError, match=r"2x4x4 grid has 32 tokens.*max_sequence_length = 31"):
         model.init(jax.random.key(0), jnp.zeros((1, 2, 4, 4), jnp.int32))

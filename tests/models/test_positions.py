@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.bias import bias_matrix
 from gct_jax.models.positions import ContinuousPositionBias, PositionConvolution
 
@@ -78,7 +79,7 @@ def test_bias_is_the_mlp_of_every_pair(grid_dims):
 
 
 def test_unknown_options():
-    with pytest.raises(ValueError, match="layout 'rows'"):
+    with pytest.raises(ConfigError, match="layout 'rows'"):
         PositionConvolution(3, layout="rows").init(jax.random.key(0), jnp.zeros((1, 1, 1, 1, 3)))
-    with pytest.raises(ValueError, match="grid_dims = 1"):
+    with pytest.raises(ConfigError, match="grid_dims = 1"):
         ContinuousPositionBias(4, 2, grid_dims=1).init(jax.random.key(0), (1, 2, 2))

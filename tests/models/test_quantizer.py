@@ -7,6 +7,7 @@ import pytest
 from golden_case import GoldenCase
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gct_jax.errors import ConfigError
 from gct_jax.models import quantizer
 from gct_jax.models.quantizer import CosineQuantizer
 from gct_jax.training.ctvit_losses import commitment_loss
@@ -202,5 +203,5 @@ def test_statistics_are_summed_over_devices():
 
 
 def test_unknown_weighting():
-    with pytest.raises(ValueError, match="weighting 'mean'"):
+    with pytest.raises(ConfigError, match="weighting 'mean'"):
         quantizer.ema_update(*random_batch(), weighting="mean")

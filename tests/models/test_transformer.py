@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from gct_jax.models.transformer import Attention, Transformer, l2_normalize
+from gct_jax.models.norms import l2_normalize
+from gct_jax.models.transformer import Attention, Transformer
 
 SHAPE = (2, 3, 2, 2, 8)
 

@@ -10,6 +10,7 @@ from compiling import quick_jit
 from golden_case import GoldenCase
 
 from gct_jax.config import module_fields
+from gct_jax.errors import ConfigError
 from gct_jax.interop.generatect.ctvit import ctvit_from_reference, discriminator_from_reference
 from gct_jax.models.ctvit import CTViT, slice_to_token_mask
 from gct_jax.models.discriminator import Discriminator
@@ -177,7 +178,7 @@ def test_normalized_commitment_turns_but_does_not_shrink_latents():
     assert bool(jnp.all(jnp.isfinite(gradient)))
     masked = losses.commitment_loss(latents, codes, token_mask=jnp.array([True, False, False]))
     assert masked == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="form 'raw'"):
+    with pytest.raises(ConfigError, match="form 'raw'"):
         losses.commitment_loss(latents, codes, form="raw")
 
 

@@ -14,11 +14,11 @@ from data_pipelines.phantom.chest_measurements import (
 )
 from data_pipelines.phantom.chest_regions import read_chest
 from data_pipelines.phantom.findings import Finding
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
+from gct_jax.volumes.grid import Grid
 
 SPACING_MM = (9.0, 5.625, 5.625)
-GRID = Grid(33, 64, 64, SPACING_MM[0], SPACING_MM[1])
+GRID = Grid.centred((33, 64, 64), (SPACING_MM[0], SPACING_MM[1], SPACING_MM[1]))
 
 
 @functools.cache

@@ -9,11 +9,11 @@ from data_pipelines.phantom.case import OTHER_SIDE, case_from_findings
 from data_pipelines.phantom.chest_regions import read_chest, to_detector_grid
 from data_pipelines.phantom.detectors import SIDED, detect
 from data_pipelines.phantom.findings import FINDINGS, Finding
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.render import render
+from gct_jax.volumes.grid import Grid
 
 SPACING_MM = (9.0, 5.625, 5.625)
-GRID = Grid(33, 64, 64, SPACING_MM[0], SPACING_MM[1])
+GRID = Grid.centred((33, 64, 64), (SPACING_MM[0], SPACING_MM[1], SPACING_MM[1]))
 SEEDS = range(300, 306)
 # What can be seen at the detectors' resolution, each as a report would have it.
 SEEN = (

@@ -9,10 +9,11 @@ from scipy import ndimage
 
 from data_pipelines.phantom.case import case_from_findings, sample_case
 from data_pipelines.phantom.findings import FINDINGS, Finding
-from data_pipelines.phantom.grid import LOW_GRID, Grid
 from data_pipelines.phantom.render import render, render_with_findings
+from gct_jax.volumes.grid import Grid
 
-FINE_GRID = Grid(33, 128, 128, 9.0, 2.8125)  # the field of view of LOW_GRID
+LOW_GRID = Grid.centred((33, 64, 64), (9.0, 5.625, 5.625))
+FINE_GRID = Grid.centred((33, 128, 128), (9.0, 2.8125, 2.8125))  # the field of view of LOW_GRID
 BATCH = 10
 X_MM = LOW_GRID.axes_mm()[2]
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from data_pipelines.phantom.case import sample_case
 from data_pipelines.phantom.frame import patient_points, to_scanner
-from data_pipelines.phantom.grid import Grid
 from data_pipelines.phantom.shapes import (
     SLICE_THICKNESS_MM,
     Points,
@@ -16,8 +15,9 @@ from data_pipelines.phantom.shapes import (
     superellipse,
 )
 from data_pipelines.phantom.texture import FIELDS, WAVES, evaluate_waves, sample_waves
+from gct_jax.volumes.grid import Grid
 
-CUBE = Grid(12, 24, 24, SLICE_THICKNESS_MM, SLICE_THICKNESS_MM)
+CUBE = Grid.centred((12, 24, 24), (SLICE_THICKNESS_MM, SLICE_THICKNESS_MM, SLICE_THICKNESS_MM))
 
 
 def test_superellipse_is_an_ellipse_at_roundness_two():
@@ -71,7 +71,7 @@ def test_windows_change_nothing():
 
 def test_pose_and_its_inverse_agree():
     anatomy = sample_case(2).anatomy
-    grid = Grid(8, 16, 16, 30.0, 20.0)
+    grid = Grid.centred((8, 16, 16), (30.0, 20.0, 20.0))
 
     @jax.jit
     def there_and_back(anatomy):
@@ -87,7 +87,7 @@ def test_pose_and_its_inverse_agree():
 
 def test_waves_are_sums_of_cosines_with_unit_variance():
     waves = sample_waves(np.random.default_rng(0))
-    grid = Grid(10, 20, 20, 25.0, 20.0)
+    grid = Grid.centred((10, 20, 20), (25.0, 20.0, 20.0))
     fields = jax.jit(lambda w: evaluate_waves(w, grid.axes_mm()))(waves.astype(np.float32))
     z, y, x = np.meshgrid(*grid.axes_mm(), indexing="ij")
     for wave, name in zip(waves, FIELDS, strict=True):

@@ -5,7 +5,6 @@ import pytest
 
 from data_pipelines.phantom.case import counterfactual_description, sample_case
 from data_pipelines.phantom.findings import FINDINGS
-from data_pipelines.phantom.grid import Grid as PhantomGrid
 from data_pipelines.phantom.render import render
 from data_pipelines.phantom.report_parser import parse_report
 from data_pipelines.source import HELD_OUT, TRAINING, open_source
@@ -24,7 +23,7 @@ def source():
 def test_volume_is_the_rendering_of_the_case(source):
     grid = Grid.centred((5, 16, 16), (40.0, 25.0, 25.0))
     found = np.asarray(source.volume_hu(4, grid))
-    expected = render(sample_case(4).anatomy, PhantomGrid(5, 16, 16, 40.0, 25.0))
+    expected = render(sample_case(4).anatomy, grid)
     assert found.dtype == np.int16
     np.testing.assert_array_equal(found, np.round(expected))
     for affine in (np.diag([1.0, 1, 1, 1]), grid.affine + np.diag([0.0, 0, 0, 0])[:, ::-1] + 5):
