@@ -111,7 +111,7 @@ def read_provenance(folder: Path) -> tuple[Provenance, dict[str, str]]:
     path = folder / FILE_NAME
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        components = document.get("components") or document["parts"]  # as earlier versions say
+        components = document["components" if "components" in document else "parts"]  # of old
         provenance = Provenance(
             {component: str(entry["identity"]) for component, entry in components.items()},
             {

@@ -44,7 +44,7 @@ def test_layout_of_the_tiny_model_is_the_recorded_one():
 
 
 @pytest.mark.parametrize("config", [base, demo])
-@pytest.mark.parametrize("part", present_components(tiny.model()))
+@pytest.mark.parametrize("component", present_components(tiny.model()))
 def test_large_parameters_are_split_over_every_device(config, component):
     mesh = make_mesh((1, 4, 2))
     tree = abstract_variables(config.model(), component)["params"]

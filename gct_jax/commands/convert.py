@@ -25,8 +25,8 @@ KINDS = {
     "quantizer": ("quantizer",),
 }
 FREE_FIELDS = ("name", "description", "volume.", "diffusion.", "sampling.", "t5.max_length")
-BESIDE = ("quantizer",)  # no component of a model folder
-CRITICS = ("token_critic", "self_critic")  # alone in their files
+CRITICS = ("token_critic", "self_critic")
+ALONE = (*CRITICS, "quantizer")  # parts of a network in files of their own
 WITH_COPIES = ("ctvit", "transformer", "superres", "critic")
 TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
 LICENSE_TEXT = "These weights were converted from {}. The licence of those files applies.\n"
@@ -73,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     generatect.add_argument(
         "--critic",
         **weight_file,
-        help="a token critic or self critic alone, beside --transformer",
+        help="a token critic or self critic alone; with --transformer, generating uses it",
     )
     generatect.add_argument(
         "--quantizer", **weight_file, help="a codebook alone; put beside the model's weights"
@@ -115,13 +115,15 @@ def run(arguments: argparse.Namespace) -> None:
     prepare_jax("gct")
 
     files = _use_one_ctvit(_read_files(arguments, assignments))
-    beside = [file for file in files if file.kind in BESIDE]
     config: dict[str, Any] = {}
     variables: dict[str, Any] = {}
+    beside = []
     for file in files:
-        if file.kind in CRITICS:
+        if file.kind == "quantizer" or (file.kind == "token_critic" and "maskgit" not in variables):
+            beside.append(file)
+        elif file.kind in CRITICS:
             _add_critic(file, config, variables)
-        elif file.kind not in BESIDE:
+        else:
             config |= file.config
             variables |= file.variables
     tokenizer_bytes = None
@@ -157,8 +159,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for file in beside:
             write_beside(folder, file)
-        kept = [unused(file) if file.kind in (*BESIDE, *CRITICS) else file for file in files]
+        kept = [unused(file) if file.kind in ALONE else file for file in files]
         write_set_aside(folder, kept)
+    for file in beside:
+        tell(f"the {file.kind} is kept beside the model, which does not use it")
     _report(arguments.out, model, variables, files, arguments.set)
 
 
@@ -239,8 +243,6 @@ def _add_critic(file: "ReferenceFile", config: dict[str, Any], variables: dict[s
                 "--critic scores another MaskGIT than that of --transformer, first in "
                 f"{difference}; give the two that were trained together"
             )
-    if file.kind == "token_critic" and "maskgit" not in variables:
-        raise InputError("--critic needs the MaskGIT that it judges: give --transformer too")
     config |= new_config
     variables |= new_variables
 

@@ -72,7 +72,7 @@ def test_self_critic_inside_a_transformer_is_not_stored_twice(tmp_path):
     critic = {f"critic.{name}": x for name, x in state.items() if name.startswith("maskgit.")}
     critic |= {
         "critic.to_pred.0.weight": np.ones((1, 32), "f"),
-        "critic.to_pred.0.bias": np.ones(1),
+        "critic.to_pred.0.bias": np.ones(1, "f"),
     }
     save_file(state | critic, tmp_path / "file.safetensors")
     file = read_reference(tmp_path / "file.safetensors")

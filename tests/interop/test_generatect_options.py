@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_model import random_variables, tiny_config
 
 from gct_jax.cli import main
-from gct_jax.components import build_component
+from gct_jax.components import build_component, joined_variables
 from gct_jax.config import CTViTConfig, MaskGitConfig, ModelConfig
 from gct_jax.errors import ConfigError, InputError, ModelFolderError
 from gct_jax.interop.generatect.ctvit import (
@@ -232,16 +232,58 @@ def test_critics_and_codebooks_convert_and_come_back(tmp_path, name, option):
     command = ["convert", "generatect", f"--{option}", str(source), "--out", str(tmp_path / "m")]
     assert main(command) == 0
     file = read_reference(source)
-    with safe_open(tmp_path / "m" / f"{file.kind}.safetensors", "numpy") as written:
-        assert json.loads(written.metadata()["config"])
-        for path in written.keys():  # noqa: SIM118 - an open file, not a dict
-            value = file.variables[file.kind]
-            for key in path.split("."):
-                value = value[key]
-            np.testing.assert_array_equal(written.get_tensor(path), value)
+    if file.kind == "self_critic":  # which holds its MaskGIT
+        model = load_model(tmp_path / "m")
+        assert model.config.critic.kind == "self" and model.config.maskgit == file.config[file.kind]
+        params = file.variables[file.kind]["params"]
+        assert set(model.variables("critic")["params"]) == {"to_score"}
+        joined = joined_variables(
+            model.config, "critic", {n: model.variables(n) for n in ("maskgit", "critic")}
+        )
+        np.testing.assert_equal(jax.device_get(joined), {"params": params})
+    else:
+        with safe_open(tmp_path / "m" / f"{file.kind}.safetensors", "numpy") as written:
+            assert json.loads(written.metadata()["config"])
+            for path in written.keys():  # noqa: SIM118 - an open file, not a dict
+                value = file.variables[file.kind]
+                for key in path.split("."):
+                    value = value[key]
+                np.testing.assert_array_equal(written.get_tensor(path), value)
     assert (
         main(["export", "generatect", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "o")])
         == 0
     )
     back, original = load_file(tmp_path / "o" / f"{file.kind}.safetensors"), load_file(source)
     np.testing.assert_equal(back, original)
+
+
+@pytest.mark.parametrize("name", ["sampler_critic_transformer", "self"])
+def test_a_transformers_critic_is_a_component_that_comes_back(tmp_path, name):
+    if name == "self":
+        state = load_file(FOLDER / "transformer.safetensors")
+        again = {f"critic.{key}": x for key, x in state.items() if key.startswith("maskgit.")}
+        score = {"weight": np.full((1, 32), 0.5, "f"), "bias": np.ones(1, "f")}
+        source = tmp_path / "transformer.safetensors"
+        save_file(
+            state | again | {f"critic.to_pred.0.{key}": x for key, x in score.items()}, source
+        )
+    else:
+        source = FOLDER / f"{name}.safetensors"
+    command = ["convert", "generatect", "--transformer", str(source), "--out", str(tmp_path / "m")]
+    assert main(command) == 0
+    model = load_model(tmp_path / "m")
+    assert model.config.critic.kind == ("self" if name == "self" else "token")
+    file = read_reference(source)
+    np.testing.assert_equal(jax.device_get(model.variables("critic")), file.variables["critic"])
+    assert model.provenance.trained_with["critic"]["maskgit"]
+    out = tmp_path / "o"
+    assert main(["export", "generatect", "--model", str(tmp_path / "m"), "--out", str(out)]) == 0
+    np.testing.assert_equal(load_file(out / "transformer.safetensors"), load_file(source))
+
+
+def test_a_critic_of_another_maskgit_is_refused(tmp_path, capsys):
+    files = ["--transformer", str(FOLDER / "transformer.safetensors")]
+    files += ["--critic", str(FOLDER / "critics_self.safetensors")]
+    assert main(["convert", "generatect", *files, "--out", str(tmp_path / "m")]) == 2
+    assert "--critic scores another MaskGIT" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()

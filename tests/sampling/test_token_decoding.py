@@ -24,6 +24,7 @@ from gct_jax.models.ctvit import CTViT
 from gct_jax.models.maskgit import MaskGit
 from gct_jax.models.token_grid import token_grid
 from gct_jax.sampling import token_decoding
+from gct_jax.sampling.guidance import guided, with_guidance
 from gct_jax.sampling.token_decoding import DecodingPlan, StepNoise
 
 
@@ -55,7 +56,7 @@ class Recorded:
 
     def guided(self, apply):
         scale = self.case.meta["constructor"]["cond_scale"]
-        return jax.jit(token_decoding.with_guidance(apply, self.context, self.context_mask, scale))
+        return jax.jit(with_guidance(apply, self.context, self.context_mask, scale))
 
     def noise(self, step):
         shape = (len(self.context), *self.plan.grid)
@@ -192,7 +193,7 @@ def test_one_device_or_eight_give_the_same_ids(plain):
 
     @jax.jit
     def decode(keys, context):
-        logits_fn = token_decoding.with_guidance(plain.apply, context, None, 3.0)
+        logits_fn = with_guidance(plain.apply, context, None, 3.0)
         return token_decoding.decode_tokens(logits_fn, keys, plan)
 
     keys = sample_keys(8)
@@ -285,13 +286,13 @@ def test_guidance_of_a_traced_scale_equals_two_separate_passes():
 
     @jax.jit
     def run(scale):
-        return token_decoding.with_guidance(apply, context, mask, scale)(ids)
+        return with_guidance(apply, context, mask, scale)(ids)
 
     cond, null = apply(ids, context, mask), apply(ids, context, mask & False)
     for scale in (1.0, 4.0):
-        expected = token_decoding.guided(null, cond, scale)
+        expected = guided(null, cond, scale)
         np.testing.assert_allclose(run(scale), expected, atol=1e-5)
-        static = token_decoding.with_guidance(apply, context, mask, scale)(ids)
+        static = with_guidance(apply, context, mask, scale)(ids)
         np.testing.assert_allclose(static, expected, atol=1e-5)
 
 

@@ -145,7 +145,7 @@ def test_every_setting_is_away_from_its_default(stage):
         if name == "diffusion":  # of sampling alone, or of the model
             skipped = {
                 "image_size", "low_res_noise_level", "dynamic_thresholding",
-                "dynamic_thresholding_percentile",
+                "dynamic_thresholding_percentile", "process",
             }  # fmt: skip
         for field in dataclasses.fields(section):
             if field.name not in skipped:

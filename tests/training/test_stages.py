@@ -139,3 +139,17 @@ def test_lung_error_weighs_the_findings_of_pairs_and_enters_the_loss():
     expected = np.mean(np.where(finding, 4, 1) * (difference / 0.6) ** 2)
     assert error == pytest.approx(expected, rel=1e-5)
     assert run(2.0)[0] == pytest.approx(plain + 2 * error, rel=1e-5)
+
+
+def test_the_elucidated_loss_of_a_fresh_unet_is_one():
+    """Its last layer is zero, and the weights give every noise level the same initial loss."""
+    config = override(tiny.superres(), ["model.diffusion.process=elucidated", "superres.crop=0"])
+    state = superres.init_state(config, KEY, {})
+    rng = np.random.default_rng(0)
+    batch = {
+        "low_res": rng.normal(size=(32, 16, 16, 1)).astype(np.float32),
+        "high_res": (0.5 * rng.normal(size=(32, 32, 32, 1))).astype(np.float32),
+        "text_ids": np.ones((32, 48), np.int32),
+    }
+    metrics = jax.jit(functools.partial(superres.eval_step, config))(state, batch, KEY)
+    assert float(metrics["loss"]) == pytest.approx(1.0, abs=0.02)

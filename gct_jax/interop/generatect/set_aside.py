@@ -45,8 +45,9 @@ def write_set_aside(folder: Path, files: Iterable[ReferenceFile]) -> None:
 
 
 def write_beside(folder: Path, file: ReferenceFile) -> None:
-    """Write a network that is no component of a model folder, a codebook alone, as
-    `<kind>.safetensors`: our variables by path, and their configuration as JSON in the metadata."""
+    """Write a network that is no component of a model folder, a codebook or a critic without its
+    MaskGIT, as `<kind>.safetensors`: our variables by path, and their configuration as JSON in the
+    metadata."""
     (component,) = file.prefixes
     flat = flatten_dict(jax.device_get(file.variables[component]), sep=".")
     config = file.config[component]
@@ -96,7 +97,8 @@ def reference_files(model: Model) -> list[ReferenceFile]:
     if not present and not files:
         raise ModelFolderError(f"model folder {model.folder} has none of the reference's networks")
     kinds = sorted(present - sources)
-    with_critic = model.config.critic is not None
+    own_file = any(file.kind in ("token_critic", "self_critic") for file in files)
+    with_critic = model.config.critic is not None and not own_file
     if "maskgit" in kinds and "ctvit" in present:
         kinds[kinds.index("maskgit")] = "transformer"
     elif "maskgit" in kinds and with_critic:
