@@ -7,6 +7,7 @@ import signal
 import tempfile
 
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -17,6 +18,10 @@ os.environ["XLA_FLAGS"] = (
 # respects.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Shapes and types of arguments and results are checked wherever these packages state them.
+CHECKED = ("gct_jax.kernels", "gct_jax.corruption", "gct_jax.models", "gct_jax.sampling")
+install_import_hook(CHECKED, "runtime_checker.check")
 
 # Tests compile the same tiny programs again and again, which takes far longer than running them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -23,18 +23,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gct_jax.array_types import Images, LogSnr, PerImage, Scalar
 from gct_jax.errors import ConfigError
 
 ALPHA_FLOOR = 1e-8  # keeps (4) finite at t = 1, where alpha vanishes
 
 
-def log_snr_cosine(time: Array) -> Array:
+def log_snr_cosine(time: LogSnr) -> LogSnr:
     """Cosine schedule (Nichol & Dhariwal 2021, eq. 17): 8.77 at t = 0, about -34 at t = 1."""
     phase = (time + 0.008) / 1.008 * (math.pi / 2)
     return -jnp.log(jnp.maximum(jnp.cos(phase) ** -2 - 1, 1e-5))
 
 
-def log_snr_linear(time: Array) -> Array:
+def log_snr_linear(time: LogSnr) -> LogSnr:
     """Linear-beta schedule in continuous time (Ho et al. 2020): 9.21 at t = 0, -10 at t = 1."""
     return -jnp.log(jnp.expm1(1e-4 + 10 * time**2))
 
@@ -51,7 +52,7 @@ def noise_schedule(name: str) -> Callable[[Array], Array]:
     return schedules[name]
 
 
-def alpha_sigma(log_snr: Array) -> tuple[Array, Array]:
+def alpha_sigma(log_snr: LogSnr) -> tuple[LogSnr, LogSnr]:
     """Signal and noise amplitudes of equation (1)."""
     return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
@@ -61,31 +62,33 @@ def per_image(values: Array, images: Array) -> Array:
     return jnp.reshape(values, jnp.shape(values) + (1,) * (images.ndim - jnp.ndim(values)))
 
 
-def q_sample(x_start: Array, noise: Array, log_snr: Array) -> Array:
+def q_sample(x_start: Images, noise: Images, log_snr: PerImage | Scalar) -> Images:
     """Noised image x_t of equation (2)."""
     alpha, sigma = alpha_sigma(per_image(log_snr, x_start))
     return alpha * x_start + sigma * noise
 
 
-def velocity(x_start: Array, noise: Array, log_snr: Array) -> Array:
+def velocity(x_start: Images, noise: Images, log_snr: PerImage | Scalar) -> Images:
     """Target v of equation (3)."""
     alpha, sigma = alpha_sigma(per_image(log_snr, x_start))
     return alpha * noise - sigma * x_start
 
 
-def predict_x0_from_v(x_t: Array, v: Array, log_snr: Array) -> Array:
+def predict_x0_from_v(x_t: Images, v: Images, log_snr: PerImage | Scalar) -> Images:
     """Clean image from v, equation (3)."""
     alpha, sigma = alpha_sigma(per_image(log_snr, x_t))
     return alpha * x_t - sigma * v
 
 
-def predict_x0_from_noise(x_t: Array, noise: Array, log_snr: Array) -> Array:
+def predict_x0_from_noise(x_t: Images, noise: Images, log_snr: PerImage | Scalar) -> Images:
     """Clean image from the noise, equation (4)."""
     alpha, sigma = alpha_sigma(per_image(log_snr, x_t))
     return (x_t - sigma * noise) / jnp.maximum(alpha, ALPHA_FLOOR)
 
 
-def predict_x0(objective: str, x_t: Array, prediction: Array, log_snr: Array) -> Array:
+def predict_x0(
+    objective: str, x_t: Images, prediction: Images, log_snr: PerImage | Scalar
+) -> Images:
     """Clean image from a network output of the given objective, "v", "noise" or "x_start"."""
     if objective == "v":
         return predict_x0_from_v(x_t, prediction, log_snr)
@@ -95,7 +98,9 @@ def predict_x0(objective: str, x_t: Array, prediction: Array, log_snr: Array) ->
     return prediction
 
 
-def training_target(objective: str, x_start: Array, noise: Array, log_snr: Array) -> Array:
+def training_target(
+    objective: str, x_start: Images, noise: Images, log_snr: PerImage | Scalar
+) -> Images:
     """What the network should output for the given objective, "v", "noise" or "x_start"."""
     if objective == "v":
         return velocity(x_start, noise, log_snr)
@@ -147,7 +152,7 @@ def absolute_quantile(x: Array, fraction: float) -> Array:
     def up_to(bound: Array) -> Array:
         return jnp.sum(bits <= bound[:, None], axis=1)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # low < the pattern at `rank` <= high
         middle = low + (high - low) // 2
         enough = up_to(middle) > rank
@@ -162,13 +167,13 @@ def absolute_quantile(x: Array, fraction: float) -> Array:
     return value + (position - rank) * (above - value)
 
 
-def dynamic_threshold(x_start: Array, percentile: float = 0.95) -> Array:
+def dynamic_threshold(x_start: Images, percentile: float = 0.95) -> Images:
     """Clip each image at its own quantile s >= 1 of |x_0| and divide by s, so that it lies in
     [-1, 1] without saturating (Saharia et al. 2022, section 2.3)."""
     limit = jnp.maximum(absolute_quantile(x_start, percentile), 1.0)[:, None, None, None]
     return jnp.clip(x_start, -limit, limit) / limit
 
 
-def p2_weight(log_snr: Array, gamma: float = 0.5, k: float = 1.0) -> Array:
+def p2_weight(log_snr: LogSnr, gamma: float = 0.5, k: float = 1.0) -> LogSnr:
     """Loss weight (k + SNR)^-gamma of Choi et al. 2022; equals sigma for gamma 0.5 and k 1."""
     return (k + jnp.exp(log_snr)) ** -gamma

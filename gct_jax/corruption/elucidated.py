@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gct_jax.array_types import Images, LogSnr, PerImage, RandomKey
 from gct_jax.corruption.diffusion import per_image
 
 
@@ -40,8 +41,8 @@ def preconditioning(sigma: Array, sigma_data: float = 0.5) -> Preconditioning:
 
 
 def denoise(
-    network: Callable[[Array, Array], Array], x: Array, sigma: Array, sigma_data: float = 0.5
-) -> Array:
+    network: Callable[[Array, Array], Array], x: Images, sigma: PerImage, sigma_data: float = 0.5
+) -> Images:
     """Equation (1) for images x [batch, h, w, channel] and noise levels sigma [batch]; the network
     is called with the scaled images and c_noise [batch]."""
     noise = preconditioning(sigma, sigma_data).noise
@@ -49,11 +50,11 @@ def denoise(
     return scale.skip * x + scale.out * network(scale.input * x, noise)
 
 
-def loss_weight(sigma: Array, sigma_data: float = 0.5) -> Array:
+def loss_weight(sigma: LogSnr, sigma_data: float = 0.5) -> LogSnr:
     """1 / c_out^2, which gives every noise level the same initial loss."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
-def draw_sigma(key: Array, batch: int, mean: float = -1.2, std: float = 1.2) -> Array:
+def draw_sigma(key: RandomKey, batch: int, mean: float = -1.2, std: float = 1.2) -> PerImage:
     """Training noise levels [batch], log-normal."""
     return jnp.exp(mean + std * jax.random.normal(key, (batch,)))

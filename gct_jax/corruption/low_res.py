@@ -5,8 +5,9 @@ Models", section 3), so that the model does not trust every detail of the stage 
 """
 
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Images, PerImage
 from gct_jax.corruption.diffusion import noise_schedule, q_sample
 
 
@@ -20,8 +21,11 @@ def resize_nearest(images: Array, size: int) -> Array:
 
 
 def noised_low_res(
-    low_res: Array, noise: Array, time: Array, schedule: str = "linear"
-) -> tuple[Array, Array]:
+    low_res: Float[Array, "batch low_height low_width channels"],
+    noise: Images,
+    time: PerImage,
+    schedule: str = "linear",
+) -> tuple[Images, PerImage]:
     """Enlarge `low_res` to the size of `noise`, clip it to [-1, 1] and noise it.
 
     Args:

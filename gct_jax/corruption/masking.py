@@ -14,7 +14,9 @@ Random numbers are arguments wherever a result has to be reproducible from recor
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Num
 
+from gct_jax.array_types import Array, PerImage, RandomKey
 from gct_jax.kernels.argmax import argmax
 
 GUMBEL_EPSILON = 1e-10
@@ -26,7 +28,7 @@ def mask_ratio(progress: jax.Array) -> jax.Array:
     return jnp.cos(progress * (jnp.pi / 2))
 
 
-def sample_mask_ratio(key: jax.Array, batch: int, levels: int | None = None) -> jax.Array:
+def sample_mask_ratio(key: RandomKey, batch: int, levels: int | None = None) -> PerImage:
     """Draw one masking ratio per training sample, float32 [batch].
 
     Args:
@@ -61,7 +63,9 @@ def number_hidden(ratio: jax.Array, valid_count: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.round(ratio * valid_count), 1).astype(jnp.int32)
 
 
-def random_subset(uniforms: jax.Array, ratio: jax.Array, valid: jax.Array) -> jax.Array:
+def random_subset(
+    uniforms: Float[Array, "batch *tokens"], ratio: PerImage, valid: Bool[Array, "batch *tokens"]
+) -> Bool[Array, "batch *tokens"]:
     """Choose which tokens to hide, uniformly among the valid ones.
 
     Args:
@@ -90,7 +94,11 @@ def reference_random_subset(uniforms: jax.Array, ratio: jax.Array, valid: jax.Ar
     return chosen.reshape(uniforms.shape)
 
 
-def masked_cross_entropy(logits: jax.Array, ids: jax.Array, weight: jax.Array) -> jax.Array:
+def masked_cross_entropy(
+    logits: Float[Array, "*tokens codes"],
+    ids: Int[Array, "*tokens"],
+    weight: Num[Array, "*tokens"] | Bool[Array, "*tokens"],
+) -> Float[Array, ""]:
     """Equation (3) over all masked tokens of the batch, scalar float32; 0 if none is masked.
 
     Args:
@@ -103,14 +111,16 @@ def masked_cross_entropy(logits: jax.Array, ids: jax.Array, weight: jax.Array) -
     return -jnp.sum(picked * weight) / jnp.maximum(weight.sum(), 1)
 
 
-def gumbel_noise(uniforms: jax.Array) -> jax.Array:
+def gumbel_noise(uniforms: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Equation (4), shape of `uniforms`."""
     return -jnp.log(-jnp.log(uniforms + GUMBEL_EPSILON) + GUMBEL_EPSILON)
 
 
 def gumbel_argmax(
-    logits: jax.Array, uniforms: jax.Array, temperature: jax.Array | float
-) -> jax.Array:
+    logits: Float[Array, "*tokens codes"],
+    uniforms: Float[Array, "*tokens codes"],
+    temperature: jax.Array | float,
+) -> Int[Array, "*tokens"]:
     """Equation (5): draw int32 [...] from softmax(logits / temperature).
 
     Args:
@@ -122,7 +132,9 @@ def gumbel_argmax(
     return argmax(scaled + gumbel_noise(uniforms))
 
 
-def critic_labels(shown_ids: jax.Array, ids: jax.Array) -> jax.Array:
+def critic_labels(
+    shown_ids: Int[Array, "*tokens"], ids: Int[Array, "*tokens"]
+) -> Float[Array, "*tokens"]:
     """Equation (6), float32 [batch, ...]: 1 where the critic reads a wrong token.
 
     Args:
@@ -134,7 +146,9 @@ def critic_labels(shown_ids: jax.Array, ids: jax.Array) -> jax.Array:
     return (shown_ids != ids).astype(jnp.float32)
 
 
-def critic_loss(scores: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+def critic_loss(
+    scores: Float[Array, "*tokens"], labels: Float[Array, "*tokens"], valid: Bool[Array, "*tokens"]
+) -> Float[Array, ""]:
     """Binary cross entropy of critic logits, mean over valid tokens, scalar float32.
 
     Args:

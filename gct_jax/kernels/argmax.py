@@ -11,14 +11,16 @@ XLA's CPU backend vectorises a maximum but not an argmax, which takes fifteen ti
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Int
 
+from gct_jax.array_types import Array, Numbers
 from gct_jax.kernels.target import target_platform
 
 BLOCK = 128
 FEWEST_BLOCKS = 4
 
 
-def argmax(x: jax.Array) -> jax.Array:
+def argmax(x: Numbers) -> Int[Array, "..."]:
     """Index of the largest value along the last axis, the first one of equal ones: [..., n] ->
     [...] int32. Where there is a NaN, `jnp.argmax` returns its index and this need not."""
     n = x.shape[-1]

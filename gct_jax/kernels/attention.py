@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gct_jax.array_types import KeyMask, KeyRows, Queries
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.kernels.bias import RelativeBias, bias_matrix
 from gct_jax.kernels.chunked import attend_chunked
@@ -42,17 +43,17 @@ CPU_CHUNK_TOKENS = 128
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Queries,
+    k: KeyRows,
+    v: KeyRows,
     *,
     scale: float,
     bias: RelativeBias | None = None,
     null_keys: int = 0,
-    key_mask: jax.Array | None = None,
+    key_mask: KeyMask | None = None,
     causal: bool = False,
     backend: str = "auto",
-) -> jax.Array:
+) -> Queries:
     """Softmax attention, equations (1) and (2); the softmax is computed in float32.
 
     Args:

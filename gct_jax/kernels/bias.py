@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
+from jaxtyping import Float
+
+from gct_jax.array_types import Array
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["grid"])
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class RelativeBias:
     """Additive bias by offset (query minus key).
@@ -27,11 +30,25 @@ class RelativeBias:
     grid: (T, H, W), the extent of the token grid.
     """
 
-    table: jax.Array
+    table: Float[Array, "heads times rows columns"]
     grid: tuple[int, int, int]
 
+    def tree_flatten(self) -> tuple[tuple[jax.Array], tuple[int, int, int]]:
+        """The table, and what stays."""
+        return (self.table,), self.grid
 
-def bias_matrix(bias: RelativeBias) -> jax.Array:
+    @classmethod
+    def tree_unflatten(
+        cls, grid: tuple[int, int, int], children: tuple[jax.Array]
+    ) -> "RelativeBias":
+        """Without a check, because JAX puts all kinds of things into the leaves of a tree."""
+        bias = object.__new__(cls)
+        object.__setattr__(bias, "table", children[0])
+        object.__setattr__(bias, "grid", grid)
+        return bias
+
+
+def bias_matrix(bias: RelativeBias) -> Float[Array, "heads tokens tokens"]:
     """The bias of every token pair, [heads, T*H*W queries, T*H*W keys]."""
     return expand_frames(expand_rows(bias.table))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 
+from gct_jax.array_types import KeyMask, Queries
 from gct_jax.kernels.bias import RelativeBias, bias_tiles, tokens_per_chunk
 from gct_jax.kernels.dense import attend_dense
 
@@ -22,18 +23,18 @@ ChunkFn = Callable[[Array, Array], Array]
 
 
 def attend_chunked(
-    q: Array,
+    q: Queries,
     k: Any,
     v: Any,
     scale: float,
     bias: RelativeBias | None,
     null_keys: int,
-    key_mask: Array | None,
+    key_mask: KeyMask | None,
     causal: bool,
     *,
     chunk_tokens: int = 1,
     attend: Callable[..., Array] = attend_dense,
-) -> Array:
+) -> Queries:
     """Attention of one chunk of queries after the other.
 
     Args:

@@ -32,7 +32,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Volume
 from gct_jax.kernels.bilinear import bilinear
 from gct_jax.kernels.linear import matrix_product
 from gct_jax.kernels.scheduling import largest_divisor
@@ -109,7 +111,9 @@ def _of_kernel(
 _fast = bilinear("fast_convolution", _forward, _of_x, _of_kernel)
 
 
-def halving(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def halving(
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "2 2 inputs features"]
+) -> Float[Array, "batch half_height half_width features"]:
     """Convolution of stride 2 of images [b, h, w, c], sides even, and a kernel [2, 2, c, f]:
     [b, h / 2, w / 2, f]."""
     pixels = rearrange(x, "b (h r) (w s) c -> b h w (r s c)", r=2, s=2)
@@ -131,7 +135,12 @@ def _winograd_pays(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) 
     )
 
 
-def depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> jax.Array:
+def depthwise(
+    x: Volume,
+    kernel: Float[Array, "kt kh kw channels"],
+    bias: Float[Array, "channels"],
+    past: int,
+) -> Volume:
     """Depthwise 3x3x3 convolution with zeros around, as a sum of shifted arrays: XLA's grouped
     convolution takes a hundred times longer on a CPU. Summed in float32.
 

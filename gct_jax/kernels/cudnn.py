@@ -8,6 +8,7 @@ import functools
 import jax
 from jax import Array
 
+from gct_jax.array_types import KeyMask, KeyRows, Queries
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.dense import pad_null_keys, visible_keys
@@ -16,17 +17,17 @@ CHUNK_TOKENS = 1024
 
 
 def attend_cudnn(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Queries,
+    k: KeyRows,
+    v: KeyRows,
     scale: float,
     bias: RelativeBias | None,
     null_keys: int,
-    key_mask: Array | None,
+    key_mask: KeyMask | None,
     causal: bool,
     *,
     implementation: str = "cudnn",
-) -> Array:
+) -> Queries:
     """Attention by cuDNN; q, k and v must be bfloat16 or float16, on an NVIDIA GPU.
 
     Args:

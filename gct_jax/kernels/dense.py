@@ -4,8 +4,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gct_jax.array_types import KeyMask, KeyRows, Queries
 
-def attend_dense(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+
+def attend_dense(
+    q: Queries,
+    k: KeyRows,
+    v: KeyRows,
+    scale,
+    bias,
+    null_keys,
+    key_mask: KeyMask | None,
+    causal,
+    first_query,
+) -> Queries:
     """Attention of a block of queries that starts at position `first_query`.
 
     bias: [heads, queries, keys], or a list of them by head, or None.
@@ -16,7 +28,17 @@ def attend_dense(q, k, v, scale, bias, null_keys, key_mask, causal, first_query)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def attend_batched(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+def attend_batched(
+    q: Queries,
+    k: KeyRows,
+    v: KeyRows,
+    scale,
+    bias,
+    null_keys,
+    key_mask: KeyMask | None,
+    causal,
+    first_query,
+) -> Queries:
     """As `attend_dense`, with heads before positions throughout and normalised last: from any other
     order XLA's CPU backend makes products that take five times as long. TPUs move more with it."""
     queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [batch, heads, n, dim]
@@ -76,7 +98,17 @@ def by_head(x):
     return [[sample[:, head] for head in range(x.shape[2])] for sample in x]
 
 
-def attend_unrolled(q, k, v, scale, bias, null_keys, key_mask, causal, first_query):
+def attend_unrolled(
+    q: Queries,
+    k,
+    v,
+    scale,
+    bias,
+    null_keys,
+    key_mask: KeyMask | None,
+    causal,
+    first_query,
+) -> Queries:
     """As `attend_dense`, but a matrix product for each sample and head. `k` and `v` as `by_head`
     makes them."""
     batch, queries, heads, _ = q.shape

@@ -19,6 +19,7 @@ from einops import rearrange
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
+from gct_jax.array_types import KeyMask, KeyRows, Queries
 from gct_jax.kernels.bias import RelativeBias, expand_rows
 from gct_jax.kernels.flash_tpu import LANES, LOWEST, Blocks, flash, pack_tiles
 from gct_jax.sharding import BATCH
@@ -38,17 +39,17 @@ def fits_flash(bias: RelativeBias | None) -> bool:
 
 
 def attend_flash(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Queries,
+    k: KeyRows,
+    v: KeyRows,
     scale: float,
     bias: RelativeBias | None,
     null_keys: int,
-    key_mask: Array | None,
+    key_mask: KeyMask | None,
     causal: bool,
     *,
     block: int = BLOCK,
-) -> Array:
+) -> Queries:
     """Attention by the flash kernel, on each device of the current mesh for itself.
 
     Args:

@@ -85,7 +85,8 @@ def flash(
     Returns:
       o [batch, heads, dim, queries] in the type of v, L [batch, heads, 1, queries] float32.
     """
-    return _forward(q, k, v, tiles, hidden, scale, causal, blocks)
+    out, norm = _forward(q, k, v, tiles, hidden, scale, causal, blocks)
+    return out, norm
 
 
 def _forward(q, k, v, tiles, hidden, scale, causal, blocks):

@@ -7,12 +7,14 @@ PyTorch computes the same.
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
+
+from gct_jax.array_types import Array
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Equation (1), computed in float32 and returned in the type of `x`.
 
     `jax.nn.gelu` takes the complementary error function, which is exact in relative terms where the

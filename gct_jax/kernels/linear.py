@@ -4,15 +4,18 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from gct_jax.array_types import Array
 from gct_jax.kernels.bilinear import bilinear
 from gct_jax.kernels.target import target_platform
 
 
 def linear(
     features: int,
-    dtype: Any,
+    dtype: DTypeLike,
     name: str | None = None,
     kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init,
 ) -> nn.Dense:
@@ -28,12 +31,12 @@ def linear(
 
 
 def matrix_product(
-    x: Array,
-    kernel: Array,
+    x: Float[Array, "*rows inputs"],
+    kernel: Float[Array, "inputs features"],
     dimension_numbers: Any = None,
     precision: Any = None,
     preferred_element_type: Any = None,
-) -> Array:
+) -> Float[Array, "*rows features"]:
     """The `dot_general` of a dense layer, [..., n] and [n, m] -> [..., m].
 
     The leading axes of `x` are joined first: XLA's CPU gradients of a product of two matrices are
@@ -67,7 +70,9 @@ _bfloat16_product = bilinear(
 )
 
 
-def bfloat16_product(a: Array, b: Array) -> Array:
+def bfloat16_product(
+    a: Float[Array, "rows inputs"], b: Float[Array, "inputs features"]
+) -> Float[Array, "rows features"]:
     """Product of two matrices in bfloat16, summed in float32 and then rounded, as are its
     gradients.
 

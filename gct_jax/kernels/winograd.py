@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 from numpy.polynomial import polynomial
 
+from gct_jax.array_types import Array
 from gct_jax.kernels.scheduling import after, largest_divisor
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # exact in binary
@@ -35,7 +37,9 @@ OUTPUTS, TILE = 4, 6  # of a tile along one side: outputs and inputs
 BAND_TILES = 1024  # transformed at a time: they then stay in the processor's cache
 
 
-def winograd_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def winograd_convolution(
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "3 3 inputs features"]
+) -> Float[Array, "batch height width features"]:
     """3x3 convolution of stride 1 with zeros around the image, equation (3).
 
     Args:

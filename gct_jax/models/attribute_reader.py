@@ -15,6 +15,9 @@ network to notice.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+
+from gct_jax.array_types import Array, Text, TextMask
 
 
 class AttributeReader(nn.Module):
@@ -29,7 +32,9 @@ class AttributeReader(nn.Module):
     classes: int = 2
 
     @nn.compact
-    def __call__(self, text: jax.Array, text_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, text: Text, text_mask: TextMask
+    ) -> tuple[Float[Array, "batch attributes classes"], Float[Array, "batch attributes classes"]]:
         """Class logits of every attribute, read from the mean and by attention.
 
         Args:

@@ -7,10 +7,11 @@ its own; `SelfCritic` reads the hidden states of a MaskGIT.
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
+from gct_jax.array_types import PerToken, Text, TextMask, TokenIds, TokenMask
 from gct_jax.models.maskgit import MaskGit, TokenEmbedding
 from gct_jax.models.transformer import Transformer
 
@@ -42,16 +43,16 @@ class TokenCritic(nn.Module):
     ff_dim: int | None = None
     backend: str = "auto"
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        ids: jax.Array,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-        token_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        ids: TokenIds,
+        context: Text | None = None,
+        context_mask: TextMask | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> PerToken:
         """Arguments as `MaskGit.__call__` -> float32 [batch, time, height, width]."""
         x = TokenEmbedding(
             self.num_tokens, self.max_sequence_length, self.dim, self.dtype, name="embedding"
@@ -85,11 +86,11 @@ class SelfCritic(nn.Module):
     @nn.compact
     def __call__(
         self,
-        ids: jax.Array,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-        token_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        ids: TokenIds,
+        context: Text | None = None,
+        context_mask: TextMask | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> PerToken:
         """Arguments as `MaskGit.__call__` -> float32 [batch, time, height, width]."""
         x = self.maskgit.embed(ids, context, context_mask, token_mask)
         return rearrange(nn.Dense(1, name="to_score")(x), "b t h w 1 -> b t h w")

@@ -18,7 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
+from gct_jax.array_types import TokenIds, Tokens, Volume
 from gct_jax.errors import ConfigError
 from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.norms import layer_norm
@@ -87,7 +89,7 @@ class PatchEmbedding(nn.Module):
 
     dim: int = 512
     normalize_input: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
@@ -141,7 +143,7 @@ class CTViT(nn.Module):
     temporal_peg: str = "grid"
     patch_norm: str = "output"
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
         if self.temporal_attention not in ("causal", "bidirectional"):
@@ -188,7 +190,7 @@ class CTViT(nn.Module):
         self.first_pixels = pixels(slice_values)
         self.pixels = pixels(slice_values * self.temporal_patch_size)
 
-    def embed_patches(self, volume: jax.Array) -> jax.Array:
+    def embed_patches(self, volume: Volume) -> Tokens:
         """Volume -> patch embeddings [batch, t, h, w, dim], the encoder's input.
 
         Raises:
@@ -201,22 +203,22 @@ class CTViT(nn.Module):
             [self.first_patch_embedding(first), self.patch_embedding(rest)], axis=1
         )
 
-    def embed(self, volume: jax.Array) -> jax.Array:
+    def embed(self, volume: Volume) -> Tokens:
         """Volume -> latents [batch, t, h, w, dim], before quantisation."""
         x = self.embed_patches(volume)
         x = self.encoder_spatial(x, self.spatial_bias(x.shape[1:4]))
         return self.encoder_temporal(x)
 
-    def encode(self, volume: jax.Array) -> jax.Array:
+    def encode(self, volume: Volume) -> TokenIds:
         """Volume -> token ids [batch, t, h, w] int32."""
         return self.quantizer.choose(self.embed(volume))
 
-    def decode_features(self, codes: jax.Array) -> jax.Array:
+    def decode_features(self, codes: Tokens) -> Tokens:
         """Code rows [batch, t, h, w, dim] -> decoder output of the same shape."""
         x = self.decoder_temporal(codes.astype(self.dtype))
         return self.decoder_spatial(x, self.spatial_bias(x.shape[1:4]))
 
-    def to_pixels(self, features: jax.Array) -> jax.Array:
+    def to_pixels(self, features: Tokens) -> Volume:
         """Decoder output [batch, t, h, w, dim] -> volume, float32, not clipped."""
         pattern = "b t h w (c pt ph pw) -> b (t pt) (h ph) (w pw) c"
         rows, columns = patch_sides(self.patch_size)
@@ -225,15 +227,15 @@ class CTViT(nn.Module):
         rest = rearrange(self.pixels(features[:, 1:]), pattern, pt=self.temporal_patch_size, **size)
         return jnp.concatenate([first, rest], axis=1).astype(jnp.float32)
 
-    def decode_latents(self, codes: jax.Array) -> jax.Array:
+    def decode_latents(self, codes: Tokens) -> Volume:
         """Code rows [batch, t, h, w, dim] -> volume."""
         return self.to_pixels(self.decode_features(codes))
 
-    def decode(self, ids: jax.Array) -> jax.Array:
+    def decode(self, ids: TokenIds) -> Volume:
         """Token ids [batch, t, h, w] -> volume [batch, depth, height, width, channels]."""
         return self.decode_latents(self.quantizer.lookup(ids))
 
-    def __call__(self, volume: jax.Array) -> CTViTOutput:
+    def __call__(self, volume: Volume) -> CTViTOutput:
         """Encode, quantise with a straight-through gradient, decode."""
         latents = self.embed(volume)
         ids = self.quantizer.choose(latents)

@@ -13,7 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
+from gct_jax.array_types import Images
 from gct_jax.errors import InputError
 from gct_jax.models.transformer import Attention
 from gct_jax.sharding import constrain_batch
@@ -30,7 +32,7 @@ class DiscriminatorBlock(nn.Module):
 
     width: int = 64
     halve: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -64,10 +66,10 @@ class Discriminator(nn.Module):
 
     base_dim: int = 16
     attention_sizes: tuple[int, ...] = (16,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Images) -> jax.Array:
         """[batch, size, size, channels] in [-1, 1] -> [batch] float32 logits.
 
         Raises:

@@ -16,7 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
+from gct_jax.array_types import Logits, Text, TextMask, TokenIds, TokenMask, Tokens
 from gct_jax.errors import InputError
 from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.positions import ContinuousPositionBias
@@ -36,10 +38,10 @@ class TokenEmbedding(nn.Module):
     num_tokens: int = 8192
     max_sequence_length: int = 10000
     dim: int = 512
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: TokenIds) -> Tokens:
         """int32 [batch, time, height, width] -> [batch, time, height, width, dim].
 
         Raises:
@@ -97,7 +99,7 @@ class MaskGit(nn.Module):
     scale_gradient: float = 1.0
     backend: str = "auto"
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         """Submodules, shared by `embed` and `__call__`."""
@@ -126,11 +128,11 @@ class MaskGit(nn.Module):
 
     def embed(
         self,
-        ids: jax.Array,
-        context: jax.Array | Sequence[KeysValues] | None = None,
-        context_mask: jax.Array | None = None,
-        token_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        ids: TokenIds,
+        context: Text | Sequence[KeysValues] | None = None,
+        context_mask: TextMask | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> Tokens:
         """The transformer's output, [batch, time, height, width, dim]. Arguments as `__call__`."""
         x = self.embedding(ids)
         if self.scale_gradient != 1:
@@ -139,17 +141,17 @@ class MaskGit(nn.Module):
         bias = self.position_bias((time, height, width))
         return self.transformer(x, bias, context, context_mask, token_mask)
 
-    def context_keys(self, context: jax.Array) -> tuple[KeysValues, ...]:
+    def context_keys(self, context: Text) -> tuple[KeysValues, ...]:
         """Text embeddings [batch, length, context_dim] -> each layer's keys and values of them."""
         return self.transformer.context_keys(context)
 
     def __call__(
         self,
-        ids: jax.Array,
-        context: jax.Array | Sequence[KeysValues] | None = None,
-        context_mask: jax.Array | None = None,
-        token_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        ids: TokenIds,
+        context: Text | Sequence[KeysValues] | None = None,
+        context_mask: TextMask | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> Logits:
         """Equation (2).
 
         Args:

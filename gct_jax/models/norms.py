@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Float, Num
+
+from gct_jax.array_types import Array
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,14 +25,14 @@ class LayerNorm(nn.LayerNorm):
         return rows.reshape(x.shape)
 
 
-def layer_norm(name: str | None, dtype: Any, use_bias: bool = True) -> LayerNorm:
+def layer_norm(name: str | None, dtype: DTypeLike, use_bias: bool = True) -> LayerNorm:
     """Layer norm with a gain and, if wanted, a bias; statistics in float32."""
     return LayerNorm(
         epsilon=1e-5, use_bias=use_bias, use_fast_variance=False, dtype=dtype, name=name
     )
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
+def l2_normalize(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x / max(|x|, 1e-12) along the last axis in float32, with a finite gradient at zero."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Images
 from gct_jax.errors import ModelFolderError
 from gct_jax.sharding import constrain_batch
 
@@ -21,7 +22,7 @@ STAGES = (2, 2, 3, 3, 3)
 POOLED_SIZE = 7
 
 
-def adaptive_average_pool(images: jax.Array, size: int) -> jax.Array:
+def adaptive_average_pool(images: Images, size: int) -> Float[Array, "batch size size channels"]:
     """[batch, H, W, channels] -> [batch, size, size, channels].
 
     Output cell i averages rows floor(i H / size) to ceil((i + 1) H / size), columns likewise.
@@ -51,7 +52,9 @@ class VGG16Features(nn.Module):
     classifier_width: int = 4096
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(
+        self, images: Float[Array, "batch height width gray_or_rgb"]
+    ) -> Float[Array, "batch features"]:
         """[batch, H, W, 1 or 3] in [-1, 1], at least 32 pixels a side -> [batch, width]."""
         x = images
         if x.shape[-1] == 1:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 
 from gct_jax.errors import ConfigError
 from gct_jax.kernels.bias import RelativeBias
@@ -35,7 +36,7 @@ class PositionConvolution(nn.Module):
     dim: int = 512
     causal: bool = True
     layout: str = "grid"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -22,7 +22,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int
 
+from gct_jax.array_types import Array, Scalar
 from gct_jax.errors import ConfigError
 from gct_jax.kernels.argmax import argmax
 from gct_jax.models.norms import l2_normalize
@@ -33,7 +35,9 @@ CHUNK_TOKENS = 512  # 16 MiB of similarities with 8,192 codes
 Codebook = dict[str, Any]
 
 
-def cosine_similarity(latents: jax.Array, embedding: jax.Array) -> jax.Array:
+def cosine_similarity(
+    latents: Float[Array, "*tokens dim"], embedding: Float[Array, "codes dim"]
+) -> Float[Array, "*tokens codes"]:
     """[..., dim] latents and [codes, dim] rows -> [..., codes] float32."""
     return jnp.einsum(
         "...d,kd->...k",
@@ -43,7 +47,9 @@ def cosine_similarity(latents: jax.Array, embedding: jax.Array) -> jax.Array:
     )
 
 
-def nearest_codes(latents: jax.Array, embedding: jax.Array) -> jax.Array:
+def nearest_codes(
+    latents: Float[Array, "*tokens dim"], embedding: Float[Array, "codes dim"]
+) -> Int[Array, "*tokens"]:
     """Equation (1): [batch, ..., dim] latents and [codes, dim] rows -> [batch, ...] int32.
 
     Similarities are held for `CHUNK_TOKENS` latents of each sample at a time, not for the volume.
@@ -57,7 +63,9 @@ def nearest_codes(latents: jax.Array, embedding: jax.Array) -> jax.Array:
     return ids.swapaxes(0, 1).reshape(latents.shape[:-1])
 
 
-def straight_through(latents: jax.Array, codes: jax.Array) -> jax.Array:
+def straight_through(
+    latents: Float[Array, "*tokens dim"], codes: Float[Array, "*tokens dim"]
+) -> Float[Array, "*tokens dim"]:
     """Equation (2): the value of `codes`, the gradient of `latents`."""
     return latents + lax.stop_gradient(codes - latents)
 
@@ -83,11 +91,11 @@ class CosineQuantizer(nn.Module):
             "codebook", "cluster_size", jnp.zeros, (self.codebook_size,)
         )
 
-    def choose(self, latents: jax.Array) -> jax.Array:
+    def choose(self, latents: Float[Array, "*tokens dim"]) -> Int[Array, "*tokens"]:
         """[..., dim] -> [...] int32, equation (1)."""
         return nearest_codes(latents, self.embedding.value)
 
-    def lookup(self, ids: jax.Array) -> jax.Array:
+    def lookup(self, ids: Int[Array, "*tokens"]) -> Float[Array, "*tokens dim"]:
         """[...] int32 -> [..., dim] float32, the rows as they are."""
         return jnp.take(self.embedding.value, ids, axis=0)
 
@@ -107,11 +115,11 @@ def code_counts(
 
 def ema_update(
     codebook: Codebook,
-    latents: jax.Array,
-    ids: jax.Array,
+    latents: Float[Array, "*tokens dim"],
+    ids: Int[Array, "*tokens"],
     *,
-    decay: float = 0.99,
-    token_mask: jax.Array | None = None,
+    decay: float | Scalar = 0.99,
+    token_mask: Bool[Array, "*tokens"] | None = None,
     weighting: str = "count",
 ) -> Codebook:
     """One moving-average step of the codebook, equations (3) and (4) or (5).
@@ -177,7 +185,7 @@ def revive_dead_codes(
     codebook: Codebook,
     latents: jax.Array,
     *,
-    threshold: float = 0.1,
+    threshold: float | Scalar = 0.1,
     token_mask: jax.Array | None = None,
 ) -> Codebook:
     """Replace codes that are hardly chosen by random latents of this batch.

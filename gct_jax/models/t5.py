@@ -11,13 +11,14 @@ One table of (1) serves all layers. Kernels are 2-D: the joined axis is heads-ma
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from gct_jax.array_types import Sequences, Text, TextIds
 from gct_jax.kernels.linear import linear
 from gct_jax.sharding import constrain_batch
 
@@ -51,7 +52,7 @@ class RMSNorm(nn.Module):
       dtype: computation type; norms and softmax stay float32.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,7 +88,7 @@ class Attention(nn.Module):
 
     heads: int = 12
     dim_head: int = 64
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -119,10 +120,10 @@ class GatedMLP(nn.Module):
     """
 
     mlp_dim: int = 2048
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Sequences) -> Sequences:
         """[batch, length, dim] -> the same."""
         gate = nn.gelu(linear(self.mlp_dim, self.dtype, "wi_0", kernel_init)(x), approximate=True)
         value = linear(self.mlp_dim, self.dtype, "wi_1", kernel_init)(x)
@@ -142,10 +143,10 @@ class EncoderLayer(nn.Module):
     heads: int = 12
     dim_head: int = 64
     mlp_dim: int = 2048
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+    def __call__(self, x: Sequences, bias: jax.Array) -> Sequences:
         """[batch, length, dim] -> the same."""
         attention = Attention(self.heads, self.dim_head, self.dtype, name="attention")
         mlp = GatedMLP(self.mlp_dim, self.dtype, name="mlp")
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
     heads: int = 12
     dim_head: int = 64
     mlp_dim: int = 2048
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
@@ -205,10 +206,10 @@ class T5Encoder(nn.Module):
     heads: int = 12
     dim_head: int = 64
     mlp_dim: int = 2048
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: TextIds) -> Text:
         """Embed texts padded with id 0.
 
         Args:

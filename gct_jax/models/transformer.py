@@ -23,7 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Text, TextMask, TokenMask, Tokens
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
@@ -72,7 +75,7 @@ class Attention(nn.Module):
     null_keys: int = 0
     causal: bool = False
     backend: str = "auto"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
         def projection():
@@ -92,12 +95,12 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "rows queries dim"],
         context: jax.Array | KeysValues | None = None,
         *,
         bias: RelativeBias | None = None,
         key_mask: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "rows queries dim"]:
         """[batch, length, dim] -> the same; cross attention if a context is given.
 
         context: [batch, keys, any width], or what `context_keys` made of it.
@@ -148,10 +151,10 @@ class FeedForward(nn.Module):
 
     dim: int = 512
     ff_dim: int | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         """[..., dim] -> [..., dim]."""
         inner = self.ff_dim or 8 * self.dim // 3
         x = layer_norm("norm", self.dtype)(x)
@@ -186,7 +189,7 @@ class TransformerLayer(nn.Module):
     peg_layout: str = "grid"
     backend: str = "auto"
     ff_dim: int | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
         def attention_layer(null_keys, causal):
@@ -246,7 +249,7 @@ class Transformer(nn.Module):
     backend: str = "auto"
     ff_dim: int | None = None
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
         if self.attend not in FOLDS:
@@ -272,12 +275,12 @@ class Transformer(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Tokens,
         bias: RelativeBias | None = None,
-        context: jax.Array | Sequence[KeysValues] | None = None,
-        context_mask: jax.Array | None = None,
-        token_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        context: Text | Sequence[KeysValues] | None = None,
+        context_mask: TextMask | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> Tokens:
         """Apply all layers and the final norm.
 
         Args:

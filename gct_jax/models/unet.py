@@ -15,8 +15,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
 
+from gct_jax.array_types import Array, Images, PerImage, Text, TextMask
 from gct_jax.errors import InputError
 from gct_jax.kernels.remat import rematerialized
 from gct_jax.models.unet_attention import CrossAttention, MapTransformer
@@ -113,23 +115,23 @@ class UNet(nn.Module):
     final_resnet_block: bool = True
     scale_skip_connection: bool = True
     resnet_groups: tuple[int, ...] = (8, 8, 8)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        log_snr: Array,
+        x: Images,
+        log_snr: PerImage,
         *,
-        low_res: Array | None = None,
-        low_res_log_snr: Array | None = None,
-        text: Array | None = None,
-        text_mask: Array | None = None,
-        keep_text: Array | None = None,
-        self_cond: Array | None = None,
-        cond_images: Array | None = None,
-    ) -> Array:
+        low_res: Images | None = None,
+        low_res_log_snr: PerImage | None = None,
+        text: Text | None = None,
+        text_mask: TextMask | None = None,
+        keep_text: Bool[Array, "batch"] | None = None,
+        self_cond: Images | None = None,
+        cond_images: Float[Array, "batch cond_height cond_width cond_channels"] | None = None,
+    ) -> Float[Array, "batch height width out_channels"]:
         """Network output for the noised image `x`.
 
         Args:

@@ -9,14 +9,14 @@ whose cost grows with the number of positions, not its square. A learned null ke
 query attend to nothing.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Queries, Sequences
 from gct_jax.kernels.folded_attention import folded_attend, folding_saves
 from gct_jax.kernels.gelu import gelu
 from gct_jax.kernels.linear import linear
@@ -30,7 +30,9 @@ def split_heads(x: Array, heads: int) -> Array:
     return rearrange(x, "b n (h d) -> b n h d", h=heads)
 
 
-def attend(query: Array, key: Array, value: Array, cosine: bool) -> Array:
+def attend(
+    query: Queries, key: Array, value: Array, cosine: bool
+) -> Float[Array, "batch queries width"]:
     """Softmax attention; query [b, n, heads, d], key and value [b, m, heads or 1, d]. Returns
     [b, n, heads * d]."""
     scale = query.shape[-1] ** -0.5
@@ -59,7 +61,7 @@ class Kernel(nn.Module):
     """
 
     features: int = 64
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, width: int) -> Array:
@@ -98,10 +100,10 @@ class CrossAttention(nn.Module):
     dim_head: int = 64
     cosine: bool = False
     linear: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array) -> Array:
+    def __call__(self, x: Sequences, tokens: Array) -> Sequences:
         """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
         channels, width = x.shape[-1], self.heads * self.dim_head
         x = layer_norm("norm", self.dtype, use_bias=False)(x)
@@ -137,10 +139,10 @@ class SelfAttention(nn.Module):
     heads: int = 8
     dim_head: int = 64
     cosine: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array | None) -> Array:
+    def __call__(self, x: Sequences, tokens: Array | None) -> Sequences:
         """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
         channels = x.shape[-1]
         x = layer_norm("norm", self.dtype, use_bias=False)(x)
@@ -171,7 +173,7 @@ class LinearSelfAttention(nn.Module):
 
     heads: int = 8
     dim_head: int = 64
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None) -> Array:
@@ -213,7 +215,7 @@ class FeedForward(nn.Module):
     """
 
     mult: float = 2.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -243,7 +245,7 @@ class MapTransformer(nn.Module):
     dim_head: int = 64
     ff_mult: float = 2.0
     cosine: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None = None) -> Array:

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Images
 from gct_jax.kernels.convolution import convolution
 from gct_jax.sharding import constrain_batch
 
@@ -42,7 +44,7 @@ class GroupNorm(nn.Module):
 
     groups: int = 8
     epsilon: float = 1e-5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, scale_shift: Array | None = None) -> Array:
@@ -75,10 +77,12 @@ class Block(nn.Module):
 
     features: int = 64
     groups: int = 8
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, scale_shift: Array | None = None) -> Array:
+    def __call__(
+        self, x: Images, scale_shift: Array | None = None
+    ) -> Float[Array, "batch height width features"]:
         """x [b, h, w, c], modulation [b, 2 c] or None; returns [b, h, w, features]."""
         x = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x, scale_shift)
         return constrain_batch(conv(self.features, 3, dtype=self.dtype, name="conv")(nn.silu(x)))
@@ -91,7 +95,7 @@ class GlobalContext(nn.Module):
       dtype: computation type; norms and softmax stay float32.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -123,10 +127,15 @@ class ResnetBlock(nn.Module):
     groups: int = 8
     gate: bool = False
     cross_attention: Callable[..., nn.Module] | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, tokens: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Images,
+        time: Float[Array, "batch time_dim"],
+        tokens: Float[Array, "batch tokens token_dim"] | None = None,
+    ) -> Float[Array, "batch height width features"]:
         """x [b, h, w, c], time [b, time width], tokens [b, l, token width] for cross attention."""
         hidden = Block(self.features, self.groups, dtype=self.dtype, name="block1")(x)
         if self.cross_attention is not None:
@@ -159,7 +168,7 @@ class CrossEmbed(nn.Module):
     features: int = 64
     kernel_sizes: tuple[int, ...] = (3, 7, 15)
     stride: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -188,7 +197,9 @@ class CrossEmbed(nn.Module):
         return [*widths, self.features - sum(widths)]
 
 
-def subpixel_initializer(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def subpixel_initializer(
+    key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Array:
     """Same initial kernel for the four pixels that one pixel becomes (Aitken et al. 2017), so that
     training starts without a checkerboard."""
     *inputs, outputs = shape
@@ -205,7 +216,7 @@ class PixelShuffle(nn.Module):
     """
 
     features: int = 64
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -225,7 +236,7 @@ class NearestUpsample(nn.Module):
     """
 
     features: int = 64
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -243,7 +254,7 @@ class Widen(nn.Module):
     """
 
     features: int = 64
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -263,7 +274,7 @@ class FinalConv(nn.Module):
     """
 
     features_out: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, low_res: Array | None) -> Array:

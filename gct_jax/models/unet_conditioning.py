@@ -5,13 +5,14 @@ short sequence of tokens for cross attention (Saharia et al. 2022, "Imagen", app
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import linen as nn
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool
 
+from gct_jax.array_types import Array, Text, TextMask
 from gct_jax.kernels.linear import linear
 from gct_jax.models.norms import layer_norm
 from gct_jax.models.unet_attention import (
@@ -37,7 +38,7 @@ class NoiseLevelEmbedding(nn.Module):
     num_tokens: int = 2
     token_dim: int = 64
     sinusoid_dim: int = 16
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, log_snr: Array) -> tuple[Array, Array]:
@@ -68,7 +69,7 @@ class LatentAttention(nn.Module):
     heads: int = 8
     dim_head: int = 64
     cosine: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: Array, latents: Array) -> Array:
@@ -101,7 +102,7 @@ class AttentionPool(nn.Module):
     dim_head: int = 64
     cosine: bool = False
     max_positions: int = 512
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, text: Array) -> Array:
@@ -155,10 +156,12 @@ class TextConditioning(nn.Module):
     heads: int = 8
     dim_head: int = 64
     cosine: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, text: Array, mask: Array | None, keep: Array | None) -> tuple[Array, Array]:
+    def __call__(
+        self, text: Text, mask: TextMask | None, keep: Bool[Array, "batch"] | None
+    ) -> tuple[Array, Array]:
         """Text [b, l, e], mask [b, l], keep [b] to vector [b, width], tokens [b, m, token_dim]."""
         normal = nn.initializers.normal(1.0)
         null_tokens = self.param("null_tokens", normal, (self.max_length, self.token_dim))
@@ -216,7 +219,7 @@ class Conditioning(nn.Module):
     heads: int = 8
     dim_head: int = 64
     cosine: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

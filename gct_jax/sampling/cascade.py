@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gct_jax.array_types import Text, TextIds
 from gct_jax.components import build_component, has_component, present_components
 from gct_jax.config import ModelConfig
 from gct_jax.errors import InputError, ModelFolderError
@@ -91,7 +92,7 @@ def fitting_slices(config: ModelConfig, asked: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def embed_text(variables: Any, text_ids: jax.Array, *, config: ModelConfig) -> jax.Array:
+def embed_text(variables: Any, text_ids: TextIds, *, config: ModelConfig) -> Text:
     """Text ids [batch, length] -> embeddings [batch, length, dim]."""
     return build_component(config, "t5").apply(variables, text_ids)
 

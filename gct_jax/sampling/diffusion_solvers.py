@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Float
 
+from gct_jax.array_types import Array, Images
 from gct_jax.config import SUPERRES_SOLVERS
 from gct_jax.corruption.diffusion import alpha_sigma, posterior
 from gct_jax.errors import InputError
@@ -40,7 +41,7 @@ class SolverState(NamedTuple):
     x_start: Array
 
 
-def time_grid(steps: int) -> Array:
+def time_grid(steps: int) -> Float[Array, "times"]:
     """Times [steps + 1], evenly spaced from 1 to 0."""
     return jnp.linspace(1.0, 0.0, steps + 1)
 
@@ -56,7 +57,7 @@ def solver_step(
     *,
     denoise: Denoiser,
     step_noise: StepNoise,
-    log_snrs: Array,
+    log_snrs: Float[Array, "times"],
     solver: str,
 ) -> SolverState:
     """One step from time number `step` to the next.
@@ -94,8 +95,13 @@ def solver_step(
 
 
 def solve(
-    noise: Array, *, denoise: Denoiser, step_noise: StepNoise, log_snrs: Array, solver: str
-) -> Array:
+    noise: Images,
+    *,
+    denoise: Denoiser,
+    step_noise: StepNoise,
+    log_snrs: Float[Array, "times"],
+    solver: str,
+) -> Images:
     """All steps as one compiled loop; arguments as for `solver_step`.
 
     Returns:

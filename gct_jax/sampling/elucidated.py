@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Float
+
+from gct_jax.array_types import Array, Images
 
 
 def noise_levels(
     steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Array:
+) -> Float[Array, "levels"]:
     """Noise levels [steps + 1] of equation (1)."""
     ramp = jnp.linspace(0, 1, steps)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -26,22 +28,26 @@ def noise_levels(
 
 
 def churn_factors(
-    sigmas: Array, *, churn: float = 80.0, sigma_low: float = 0.05, sigma_high: float = 50.0
-) -> Array:
+    sigmas: Float[Array, "levels"],
+    *,
+    churn: float = 80.0,
+    sigma_low: float = 0.05,
+    sigma_high: float = 50.0,
+) -> Float[Array, "levels"]:
     """gamma for every noise level: min(churn / steps, sqrt(2) - 1) between the two levels."""
     gamma = min(churn / (sigmas.shape[0] - 1), math.sqrt(2) - 1)
     return jnp.where((sigmas >= sigma_low) & (sigmas <= sigma_high), gamma, 0.0)
 
 
 def elucidated_solve(
-    noise: Array,
+    noise: Images,
     *,
     denoise: Callable[[Array, Array], Array],
     step_noise: Callable[[Array], Array],
-    sigmas: Array,
-    gammas: Array,
+    sigmas: Float[Array, "levels"],
+    gammas: Float[Array, "levels"],
     noise_scale: float = 1.003,
-) -> Array:
+) -> Images:
     """Run the sampler as one compiled loop.
 
     Args:

@@ -9,9 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
+from jaxtyping import Float
+
+from gct_jax.array_types import Array
 
 
-def guided(null: jax.Array, cond: jax.Array, scale: jax.Array | float) -> jax.Array:
+def guided(
+    null: Float[Array, "*shape"], cond: Float[Array, "*shape"], scale: jax.Array | float
+) -> Float[Array, "*shape"]:
     """Equation (1): classifier-free guidance with weight `scale`; 1 gives `cond`."""
     return null + scale * (cond - null)
 

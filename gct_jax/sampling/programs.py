@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gct_jax.array_types import Keys, TextIds, TokenIds, Volume
 from gct_jax.components import build_component, joined_variables
 from gct_jax.config import ModelConfig
 from gct_jax.models.maskgit import MaskGit
@@ -80,7 +81,7 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, count: jax.Array | int) -> Any
 
 @functools.partial(jax.jit, static_argnames="program")
 def prepare_prompts(
-    variables: dict[str, Any], text_ids: jax.Array, count: int, *, program: Program
+    variables: dict[str, Any], text_ids: TextIds, count: int, *, program: Program
 ) -> Prompts:
     """Text ids int32 [batch, length], 0 where padded."""
     return map_rows(functools.partial(_prepare, variables, program), text_ids, count)
@@ -117,8 +118,8 @@ def token_steps(
 
 @functools.partial(jax.jit, static_argnames="program")
 def decode_volumes(
-    variables: dict[str, Any], token_ids: jax.Array, count: int, *, program: Program
-) -> jax.Array:
+    variables: dict[str, Any], token_ids: TokenIds, count: int, *, program: Program
+) -> Volume:
     """Token ids [batch, t, h, w] -> volumes [batch, depth, height, width, channels] in [-1, 1]."""
     return map_rows(functools.partial(_decode, variables, program), token_ids, count)
 
@@ -126,13 +127,13 @@ def decode_volumes(
 @functools.partial(jax.jit, static_argnames="program")
 def sample_volumes(
     variables: dict[str, Any],
-    text_ids: jax.Array,
-    keys: jax.Array,
+    text_ids: TextIds,
+    keys: Keys,
     count: int,
     guidance: float,
     *,
     program: Program,
-) -> tuple[Prompts, jax.Array, jax.Array]:
+) -> tuple[Prompts, TokenIds, Volume]:
     """All of the above in one program.
 
     Args:

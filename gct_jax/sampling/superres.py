@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Bool, Float, Int, Key
 
+from gct_jax.array_types import Array, Images, Keys
 from gct_jax.config import DiffusionConfig
 from gct_jax.corruption import elucidated
 from gct_jax.corruption.diffusion import dynamic_threshold, noise_schedule, predict_x0
@@ -106,12 +107,12 @@ def _thresholded(x_start: Array, diffusion: DiffusionConfig) -> Array:
 
 
 def slice_noise(
-    keys: Array,
-    index: Array,
+    keys: Keys,
+    index: Int[Array, "batch"],
     stream: int | Array,
     shape: tuple[int, ...],
     correlation: float = 1.0,
-) -> Array:
+) -> Float[Array, "batch ..."]:
     """Standard normal noise [rows, *shape], equation (1).
 
     Args:
@@ -132,17 +133,18 @@ def slice_noise(
 
 def super_resolve_slices(
     unet_apply: Callable[..., Array],
-    low_res: np.ndarray | Array,
-    text: Array | None,
-    text_mask: Array | None,
-    keys: Array,
+    low_res: Float[Array, "volumes slices low_height low_width channels"]
+    | Float[np.ndarray, "volumes slices low_height low_width channels"],
+    text: Float[Array, "volumes length dim"] | None,
+    text_mask: Bool[Array, "volumes length"] | None,
+    keys: Key[Array, "volumes"],
     settings: SuperresSettings,
     *,
     batch: int = 4,
     sharding: jax.sharding.Sharding | None = None,
     at_once: int = 1,
     on_batch: Callable[[int], None] | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "volumes slices height width channels"]:
     """Enlarge the slices of volumes; a batch may hold slices of several.
 
     Args:
@@ -165,14 +167,14 @@ def super_resolve_slices(
         unet_apply = jax.tree_util.Partial(unet_apply)
     given = {"text": text, "text_mask": text_mask}
     prompts = {name: value for name, value in given.items() if value is not None}
-    low_res = np.asarray(low_res, np.float32)
-    volumes, depth = low_res.shape[:2]
+    stacks = np.asarray(low_res, np.float32)
+    volumes, depth = stacks.shape[:2]
 
     def batch_from(first: int) -> np.ndarray:
         rows = np.minimum(np.arange(first, first + batch), volumes * depth - 1)
         volume, index = np.divmod(rows, depth)
         prompt = {name: value[volume] for name, value in prompts.items()}
-        inputs = jax.device_put((low_res[volume, index], index, prompt, keys[volume]), sharding)
+        inputs = jax.device_put((stacks[volume, index], index, prompt, keys[volume]), sharding)
         return np.asarray(super_resolve_batch(unet_apply, *inputs, settings))[
             : volumes * depth - first
         ]
@@ -207,12 +209,12 @@ def first_then_together(
 @functools.partial(jax.jit, static_argnames="settings")
 def super_resolve_batch(
     unet_apply: Callable[..., Array],
-    low_res: Array,
-    index: Array,
+    low_res: Float[Array, "batch low_height low_width channels"],
+    index: Int[Array, "batch"],
     prompt: dict[str, Array],
-    keys: Array,
+    keys: Keys,
     settings: SuperresSettings,
-) -> Array:
+) -> Images:
     """One batch of slices, from first to last step; all arrays but the weights have their axis.
 
     Nothing depends on the number of volumes, so one executable serves all.

@@ -29,7 +29,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
+from gct_jax.array_types import Array, Keys, TokenIds
 from gct_jax.config import CRITIC_NOISE_SCHEDULES
 from gct_jax.corruption.masking import gumbel_argmax, smallest
 from gct_jax.ranges import RANGE, Checked, Range, choice, number
@@ -101,7 +103,7 @@ def initial_state(batch: int, plan: DecodingPlan) -> DecodingState:
     return DecodingState(jnp.full(shape, plan.mask_id, jnp.int32), jnp.zeros(shape))
 
 
-def step_noise(keys: jax.Array, step: jax.Array | int, plan: DecodingPlan) -> StepNoise:
+def step_noise(keys: Keys, step: jax.Array | int, plan: DecodingPlan) -> StepNoise:
     """Noise of one step, from `fold_in(key, step)` of each sample's own key.
 
     A sample's noise depends on nothing but its key and the step: neither on the other samples nor
@@ -127,7 +129,7 @@ def decode_step(
     logits_fn: TokenFn,
     *,
     critic_fn: TokenFn | None = None,
-    prime_ids: jax.Array | None = None,
+    prime_ids: Int[Array, "batch prime_t h w"] | None = None,
 ) -> DecodingState:
     """One step: mask the most doubtful tokens, predict them, draw, score.
 
@@ -181,12 +183,12 @@ def decode_range(
 
 def decode_tokens(
     logits_fn: TokenFn,
-    keys: jax.Array,
+    keys: Keys,
     plan: DecodingPlan,
     *,
     critic_fn: TokenFn | None = None,
-    prime_ids: jax.Array | None = None,
-) -> jax.Array:
+    prime_ids: Int[Array, "batch prime_t h w"] | None = None,
+) -> TokenIds:
     """Decode a batch from nothing (or from prime frames) to token ids.
 
     Call it under `jax.jit`, with the weights that `logits_fn` uses as arguments of that function.

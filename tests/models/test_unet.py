@@ -130,7 +130,10 @@ def test_bfloat16_computes_the_same_function():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": jnp.zeros((2, 6, 8, 1))}, "image sides .6, 8. must be divisible by 4"),
+        (
+            dict.fromkeys(("x", "low_res"), jnp.zeros((2, 6, 8, 1))),
+            "image sides .6, 8. must be divisible by 4",
+        ),
         ({"low_res": None}, "is conditioned on low_res"),
         ({"self_cond": jnp.zeros((2, 8, 8, 1))}, "is not conditioned on self_cond"),
         ({"text": jnp.zeros((2, 5, 7))}, "text is 7 wide, not 12"),
