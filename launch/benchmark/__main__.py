@@ -26,7 +26,6 @@ from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.runtime.host import usable_cores
 from launch.benchmark.cases import CEILING, SIZES, Case, choose
-from launch.benchmark.chart import save_chart
 from launch.benchmark.process import Limits, machine_memory, run_job
 from launch.benchmark.report import compare, row_of, table
 from launch.benchmark.worker import Job
@@ -49,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         results = measure_all(options)
         with replace_when_done(options.out) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")
+        from launch.benchmark.chart import save_chart
+
         save_chart(options.out.with_suffix(".png"), results)
         print(table(results))
 

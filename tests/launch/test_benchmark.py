@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from peer_packages import require
 from PIL import Image
 from tiny_model import quick_compilation
@@ -17,7 +18,7 @@ from tiny_model import quick_compilation
 from gct_jax.errors import InputError
 from launch.benchmark import __main__ as command
 from launch.benchmark.cases import CEILING, SIZES, choose
-from launch.benchmark.chart import OURS, PEER, save_chart
+from launch.benchmark.chart import KILLED, OURS, PEER, draw, save_chart
 from launch.benchmark.flops import count_flops
 from launch.benchmark.measure import forget_peak, measure, peak_bytes
 from launch.benchmark.ours import abstract_call, load_call
@@ -81,10 +82,17 @@ def test_table_names_a_killed_peer():
 def test_chart_has_bars_as_long_as_the_numbers(tmp_path):
     save_chart(tmp_path / "bars.png", results())
     with Image.open(tmp_path / "bars.png") as picture:
-        pixels = np.asarray(picture)[:, :900]  # the panel of seconds
-    longest = {c: (pixels == c).all(-1).sum(axis=1).max() for c in (OURS, PEER)}  # in any row
-    # From 0.1 s on, one decade has a single length: 0.5 s and 4 s.
-    assert longest[PEER] / longest[OURS] == pytest.approx(np.log10(40) / np.log10(5), rel=0.02)
+        assert picture.format == "PNG"
+    seconds, memory = draw(results()).axes
+    bars = {bar.get_facecolor(): [] for bar in seconds.patches}
+    for bar in seconds.patches:
+        bars[bar.get_facecolor()].append(bar.get_width())
+    lengths = [[w for w in bars[to_rgba(colour)] if w not in (0, 0.8)] for colour in (OURS, PEER)]
+    assert lengths == [[0.5, 0.5], [4.0]]  # the second peer was killed and has no seconds
+    assert [text.get_text() for text in seconds.texts].count("out of memory") == 1
+    killed = [bar for bar in memory.patches if bar.get_facecolor() == to_rgba(KILLED)]
+    assert 7000 in [bar.get_width() for bar in killed]
+    assert seconds.get_xscale() == memory.get_xscale() == "log"
 
 
 def test_flops_of_loops_branches_and_gradients():

@@ -34,9 +34,8 @@ def test_maskgit_learns_the_tokens_of_another_codec_and_generates_with_it(tmp_pa
 
     run = ["--config", "configs/tiny.py:maskgit", "--workdir", str(tmp_path / "maskgit")]
     run += ["--from", str(tmp_path / "codec"), "data.source=ball_source:Balls", "loop.steps=4"]
-    run += ["loop.mesh=[1, 1, 1]", "loop.sample_every=4"]
+    run += ["loop.mesh=[1, 1, 1]"]
     assert train.main(run) == 0
-    assert (tmp_path / "maskgit" / "samples").is_dir()
 
     folders = [str(tmp_path / name) for name in ("codec", "maskgit")]
     assert export_model.main([*folders, "--out", str(tmp_path / "model")]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_case import GoldenCase, load_unet, quick_jit
 from jax.tree_util import Partial
-from tiny_model import random_variables, tiny_config
+from tiny_model import quick_compilation, random_variables, tiny_config
 
 from gct_jax.components import build_component
 from gct_jax.config import DiffusionConfig, SamplingConfig
@@ -119,15 +119,17 @@ def test_a_model_of_the_elucidated_process_is_sampled_by_this_solver():
     unet = build_component(config, "superres")
     apply = Partial(unet.apply, random_variables(config, "superres"))
     settings = superres_settings(config, SamplingConfig(superres_steps=3, superres_guidance=2.0))
-    made = super_resolve_slices(apply, low, text, mask, keys, settings)
-    sigmas = noise_levels(settings.steps)
-    shape, level = (32, 32, 1), jnp.full(1, config.diffusion.low_res_noise_level)
-    for number in range(2):
-        noise = functools.partial(slice_noise, keys, jnp.array([number]), shape=shape)
-        condition, log_snr = noised_low_res(jnp.asarray(low[:, number]), noise(0), level, "linear")
+    with quick_compilation():
+        made = super_resolve_slices(apply, low, text, mask, keys, settings)
+    sigmas, level = noise_levels(settings.steps), jnp.full(1, config.diffusion.low_res_noise_level)
+
+    @quick_jit
+    def alone(apply, low, number):
+        noise = functools.partial(slice_noise, keys, number, shape=(32, 32, 1))
+        condition, log_snr = noised_low_res(low, noise(0), level, "linear")
         given = {"low_res": condition, "low_res_log_snr": log_snr, "text": text, "text_mask": mask}
 
-        def denoise(x, sigma, given=given):
+        def denoise(x, sigma):
             def network(scaled, log_sigma):
                 cond = apply(scaled, log_sigma, **given)
                 null = apply(scaled, log_sigma, **given, keep_text=jnp.array([False]))
@@ -135,11 +137,14 @@ def test_a_model_of_the_elucidated_process_is_sampled_by_this_solver():
 
             return dynamic_threshold(elucidated.denoise(network, x, sigma), 0.95)
 
-        expected = elucidated_solve(
+        return elucidated_solve(
             noise(1),
             denoise=denoise,
-            step_noise=lambda step, noise=noise: noise(2 + step),
+            step_noise=lambda step: noise(2 + step),
             sigmas=sigmas,
             gammas=churn_factors(sigmas),
         )
+
+    for number in range(2):
+        expected = alone(apply, jnp.asarray(low[:, number]), jnp.array([number]))
         np.testing.assert_allclose(made[0, number], expected[0], atol=2e-4)

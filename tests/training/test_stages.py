@@ -144,12 +144,12 @@ def test_lung_error_weighs_the_findings_of_pairs_and_enters_the_loss():
 def test_the_elucidated_loss_of_a_fresh_unet_is_one():
     """Its last layer is zero, and the weights give every noise level the same initial loss."""
     config = override(tiny.superres(), ["model.diffusion.process=elucidated", "superres.crop=0"])
-    state = superres.init_state(config, KEY, {})
+    state = quick_jit(lambda key: superres.init_state(config, key, {}))(KEY)
     rng = np.random.default_rng(0)
     batch = {
-        "low_res": rng.normal(size=(32, 16, 16, 1)).astype(np.float32),
-        "high_res": (0.5 * rng.normal(size=(32, 32, 32, 1))).astype(np.float32),
-        "text_ids": np.ones((32, 48), np.int32),
+        "low_res": rng.normal(size=(8, 16, 16, 1)).astype(np.float32),
+        "high_res": (0.5 * rng.normal(size=(8, 32, 32, 1))).astype(np.float32),
+        "text_ids": np.ones((8, 48), np.int32),
     }
-    metrics = jax.jit(functools.partial(superres.eval_step, config))(state, batch, KEY)
-    assert float(metrics["loss"]) == pytest.approx(1.0, abs=0.02)
+    metrics = quick_jit(functools.partial(superres.eval_step, config))(state, batch, KEY)
+    assert float(metrics["loss"]) == pytest.approx(1.0, abs=0.04)
