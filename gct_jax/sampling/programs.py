@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gct_jax.array_types import Keys, TextIds, TokenIds, Volume
+from gct_jax.array_types import Keys, Scalar, TextIds, TokenIds, Volume
 from gct_jax.components import build_component, joined_variables
 from gct_jax.config import ModelConfig
 from gct_jax.models.maskgit import MaskGit
@@ -81,7 +81,7 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, count: jax.Array | int) -> Any
 
 @functools.partial(jax.jit, static_argnames="program")
 def prepare_prompts(
-    variables: dict[str, Any], text_ids: TextIds, count: int, *, program: Program
+    variables: dict[str, Any], text_ids: TextIds, count: int | Scalar, *, program: Program
 ) -> Prompts:
     """Text ids int32 [batch, length], 0 where padded."""
     return map_rows(functools.partial(_prepare, variables, program), text_ids, count)
@@ -91,12 +91,12 @@ def prepare_prompts(
 def token_steps(
     variables: dict[str, Any],
     state: DecodingState,
-    start: int,
-    stop: int,
-    count: int,
+    start: int | Scalar,
+    stop: int | Scalar,
+    count: int | Scalar,
     keys: jax.Array,
     prompts: Prompts,
-    guidance: float,
+    guidance: float | Scalar,
     *,
     program: Program,
 ) -> DecodingState:
@@ -118,7 +118,7 @@ def token_steps(
 
 @functools.partial(jax.jit, static_argnames="program")
 def decode_volumes(
-    variables: dict[str, Any], token_ids: TokenIds, count: int, *, program: Program
+    variables: dict[str, Any], token_ids: TokenIds, count: int | Scalar, *, program: Program
 ) -> Volume:
     """Token ids [batch, t, h, w] -> volumes [batch, depth, height, width, channels] in [-1, 1]."""
     return map_rows(functools.partial(_decode, variables, program), token_ids, count)
@@ -129,8 +129,8 @@ def sample_volumes(
     variables: dict[str, Any],
     text_ids: TextIds,
     keys: Keys,
-    count: int,
-    guidance: float,
+    count: int | Scalar,
+    guidance: float | Scalar,
     *,
     program: Program,
 ) -> tuple[Prompts, TokenIds, Volume]:
