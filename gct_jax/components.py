@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from gct_jax.config import CODECS, ModelConfig, UNetConfig, module_fields
 from gct_jax.errors import ConfigError, ModelFolderError
@@ -78,13 +79,13 @@ def init_component(config: ModelConfig, component: str, key: jax.Array) -> dict[
     """Freshly initialised variables of a component."""
     row = COMPONENTS[component]
     arguments, keywords = row.example(config)
-    variables: Any = build_component(config, component).init(key, *arguments, **keywords)
+    variables: PyTree = build_component(config, component).init(key, *arguments, **keywords)
     own = {name: tree for name, tree in variables["params"].items() if name != row.within(config)}
     return {**variables, "params": own}
 
 
 def joined_variables(
-    config: ModelConfig, component: str, variables: Mapping[str, Any]
+    config: ModelConfig, component: str, variables: Mapping[str, PyTree]
 ) -> dict[str, Any]:
     """What `apply` of a component takes: its own variables, with those of a component within.
 

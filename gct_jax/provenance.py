@@ -16,11 +16,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
 
 from gct_jax.errors import ModelFolderError
 
@@ -61,7 +61,7 @@ def require_fit(provenance: Provenance, where: str) -> None:
         raise ModelFolderError(f"{where}: {mismatches[0]}; give those that were trained together")
 
 
-def identity(variables: Any) -> str:
+def identity(variables: PyTree) -> str:
     """Hash of the names, shapes and float32 values of a tree of arrays."""
     digest = hashlib.sha256()
     flat = flatten_dict(jax.device_get(dict(variables)), sep=".")

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from gct_jax.errors import ConfigError
 
@@ -98,7 +99,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     raise ConfigError(f"no sharding rule matches parameter {path} of shape {shape}")
 
 
-def state_shardings(abstract: Any, mesh: Mesh) -> Any:
+def state_shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
     """NamedSharding of every leaf of a (abstract) train state or parameter tree."""
 
     def place(path: tuple, leaf: Any) -> NamedSharding:

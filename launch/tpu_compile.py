@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import PyTree
+
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
@@ -200,7 +202,7 @@ def compiled_facts(lower: Callable[[], Any], kind: str) -> dict[str, Any]:
     }
 
 
-def with_earlier(results: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+def with_earlier(results: dict[str, PyTree], earlier: dict[str, Any]) -> dict[str, Any]:
     """`results` with the programs that only `earlier` results of the same settings hold."""
     if {**results, "programs": None} != {**earlier, "programs": None}:
         return results
@@ -208,7 +210,7 @@ def with_earlier(results: dict[str, Any], earlier: dict[str, Any]) -> dict[str, 
     return {**results, "programs": [rows[name] for name in PROGRAMS if name in rows]}
 
 
-def markdown(results: dict[str, Any]) -> str:
+def markdown(results: dict[str, PyTree]) -> str:
     """The table, with what its columns mean."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in results["mesh"].items())
     lines = [

@@ -7,12 +7,12 @@ that training and sampling would give it.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from gct_jax.components import abstract_variables, build_component
 from gct_jax.config import ModelConfig
@@ -62,7 +62,7 @@ def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> 
         temperature=model.sampling.temperature,
     )
 
-    def sample(variables: Any, keys: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
+    def sample(variables: PyTree, keys: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
         apply = functools.partial(maskgit.apply, variables["maskgit"])
         logits_fn = with_guidance(apply, text, mask, jnp.float32(model.sampling.guidance))
         ids = decode_tokens(logits_fn, keys, plan)
@@ -98,7 +98,7 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
         "keys": jax.eval_shape(lambda: jax.random.split(random_key(0), slices)),
     }
 
-    def run(variables: Any, rows: dict[str, Any]) -> jax.Array:
+    def run(variables: PyTree, rows: dict[str, PyTree]) -> jax.Array:
         return super_resolve_batch(
             jax.tree_util.Partial(apply, variables),
             **rows,
@@ -161,7 +161,7 @@ def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     return _placed(batch, mesh, BATCH)
 
 
-def _placed(tree: Any, mesh: Mesh, spec: P) -> Any:
+def _placed(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
     """The same shapes with a sharding."""
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(

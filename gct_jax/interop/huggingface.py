@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
 
 from gct_jax.config import T5Config, module_fields
 from gct_jax.errors import ModelFolderError
@@ -120,7 +121,7 @@ def t5_from_state(state: dict[str, np.ndarray], config: T5Config) -> dict[str, A
     return {"params": unflatten_dict(params, sep="/")}
 
 
-def t5_to_huggingface(config: T5Config, variables: dict[str, Any], folder: str | Path) -> None:
+def t5_to_huggingface(config: T5Config, variables: dict[str, PyTree], folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors`, which `T5EncoderModel.from_pretrained` reads."""
     flat = flatten_dict(jax.device_get(variables["params"]), sep="/")
     state = {

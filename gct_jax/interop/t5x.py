@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
 
 from gct_jax.config import T5Config, module_fields
 from gct_jax.errors import ModelFolderError
@@ -94,7 +95,7 @@ def _refuse_tensorflow(path: Path, index: Path) -> None:
         )
 
 
-def t5_to_t5x(variables: dict[str, Any], folder: str | Path) -> None:
+def t5_to_t5x(variables: dict[str, PyTree], folder: str | Path) -> None:
     """Write the parameters of a `T5Encoder` into `folder`: msgpack index and zarr arrays.
 
     T5X restores these by name into the encoder of a T5 1.1; the decoder is not part of them.

@@ -15,6 +15,7 @@ distinct values (`gct_jax.kernels.bias`). The backends compute the same:
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.cudnn import attend_cudnn
 from gct_jax.kernels.dense import attend_batched, attend_dense, attend_unrolled, by_head
 from gct_jax.kernels.flash import attend_flash, fits_flash
+from gct_jax.kernels.reverse_mode import reverse_mode_only
 from gct_jax.kernels.target import target_platform
 
 BACKENDS = ("auto", "dense", "batched", "unrolled", "chunked", "cudnn", "flash")
@@ -83,19 +85,25 @@ def attention(
     if backend == "auto":
         backend = choose_backend(q, queries * keys, bias)
     masks = null_keys, key_mask, causal
-    if backend == "chunked":
-        if not _worth_unrolling(q):
-            return attend_chunked(q, k, v, scale, bias, *masks)
-        return _attend_chunked_by_head(q, k, v, scale, bias, *masks)
-    if backend == "cudnn":
-        return attend_cudnn(q, k, v, scale, bias, *masks)
-    if backend == "flash":
-        return attend_flash(q, k, v, scale, bias, *masks)
+    if backend in OWN_BACKWARD:
+        attend_in_parts = OWN_BACKWARD[backend]
+        if backend == "chunked" and _worth_unrolling(q):
+            attend_in_parts = _attend_chunked_by_head
+        with reverse_mode_only(f"attention by backend={backend!r}", 'backend="dense"'):
+            return attend_in_parts(q, k, v, scale, bias, *masks)
     matrix = None if bias is None else bias_matrix(bias)
     if backend == "unrolled":
         return attend_unrolled(q, by_head(k), by_head(v), scale, matrix, *masks, 0)
     attend = attend_batched if backend == "batched" else attend_dense
     return attend(q, k, v, scale, matrix, *masks, 0)
+
+
+# These keep no matrix of weights for the backward pass, whose rule they state themselves.
+OWN_BACKWARD: dict[str, Callable[..., jax.Array]] = {
+    "chunked": attend_chunked,
+    "cudnn": attend_cudnn,
+    "flash": attend_flash,
+}
 
 
 def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:

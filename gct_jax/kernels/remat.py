@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from gct_jax.kernels.reverse_mode import reverse_mode_only
 from gct_jax.kernels.scheduling import after
 
 
@@ -40,4 +41,5 @@ def rematerialized(layer: nn.Module, x: jax.Array, *others: Any) -> jax.Array:
         return pull_back(gradient)
 
     call.defvjp(forward, backward)
-    return call(variables, x, *others)
+    with reverse_mode_only("remat=True", "remat=False"):
+        return call(variables, x, *others)

@@ -11,11 +11,12 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from gct_jax.array_types import Text, TextIds
 from gct_jax.components import build_component, has_component, present_components
@@ -92,7 +93,7 @@ def fitting_slices(config: ModelConfig, asked: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def embed_text(variables: Any, text_ids: TextIds, *, config: ModelConfig) -> Text:
+def embed_text(variables: PyTree, text_ids: TextIds, *, config: ModelConfig) -> Text:
     """Text ids [batch, length] -> embeddings [batch, length, dim]."""
     return build_component(config, "t5").apply(variables, text_ids)
 
@@ -227,7 +228,7 @@ def sample_low_resolution(
 
 
 def _step_by_step(
-    variables: dict[str, Any],
+    variables: dict[str, PyTree],
     text_ids: np.ndarray,
     keys: jax.Array,
     count: int,

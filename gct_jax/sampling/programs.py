@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from gct_jax.array_types import Keys, Scalar, TextIds, TokenIds, Volume
 from gct_jax.components import build_component, joined_variables
@@ -61,7 +62,7 @@ class Prompts(NamedTuple):
     keys: Any
 
 
-def map_rows(fn: Callable[[Any], Any], rows: Any, count: jax.Array | int) -> Any:
+def map_rows(fn: Callable[[Any], Any], rows: PyTree, count: jax.Array | int) -> PyTree:
     """`fn` of the first `count` entries along the leading axis of a tree, one after the other.
 
     `count` may be traced: rows that only fill up a batch then cost nothing. Their results are 0.
@@ -71,7 +72,7 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, count: jax.Array | int) -> Any
     def row(i: jax.Array | int) -> Any:
         return jax.tree.map(lambda leaf: leaf[i], rows)
 
-    def body(i: jax.Array, results: Any) -> Any:
+    def body(i: jax.Array, results: PyTree) -> PyTree:
         return jax.tree.map(lambda all_, one: all_.at[i].set(one), results, fn(row(i)))
 
     shapes = jax.eval_shape(lambda: fn(row(0)))
@@ -81,7 +82,7 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, count: jax.Array | int) -> Any
 
 @functools.partial(jax.jit, static_argnames="program")
 def prepare_prompts(
-    variables: dict[str, Any], text_ids: TextIds, count: int | Scalar, *, program: Program
+    variables: dict[str, PyTree], text_ids: TextIds, count: int | Scalar, *, program: Program
 ) -> Prompts:
     """Text ids int32 [batch, length], 0 where padded."""
     return map_rows(functools.partial(_prepare, variables, program), text_ids, count)
@@ -89,7 +90,7 @@ def prepare_prompts(
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def token_steps(
-    variables: dict[str, Any],
+    variables: dict[str, PyTree],
     state: DecodingState,
     start: int | Scalar,
     stop: int | Scalar,
@@ -118,7 +119,7 @@ def token_steps(
 
 @functools.partial(jax.jit, static_argnames="program")
 def decode_volumes(
-    variables: dict[str, Any], token_ids: TokenIds, count: int | Scalar, *, program: Program
+    variables: dict[str, PyTree], token_ids: TokenIds, count: int | Scalar, *, program: Program
 ) -> Volume:
     """Token ids [batch, t, h, w] -> volumes [batch, depth, height, width, channels] in [-1, 1]."""
     return map_rows(functools.partial(_decode, variables, program), token_ids, count)
@@ -126,7 +127,7 @@ def decode_volumes(
 
 @functools.partial(jax.jit, static_argnames="program")
 def sample_volumes(
-    variables: dict[str, Any],
+    variables: dict[str, PyTree],
     text_ids: TextIds,
     keys: Keys,
     count: int | Scalar,
@@ -155,12 +156,12 @@ def sample_volumes(
     return map_rows(sample, (text_ids, keys), count)
 
 
-def _alone(tree: Any) -> Any:
+def _alone(tree: PyTree) -> PyTree:
     """A sample as a batch of one."""
     return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
-def _prepare(variables: dict[str, Any], program: Program, text_ids: jax.Array) -> Prompts:
+def _prepare(variables: dict[str, PyTree], program: Program, text_ids: jax.Array) -> Prompts:
     ids = text_ids[None]
     text = program.part("t5").apply(variables["t5"], ids)
     maskgit = program.part("maskgit")
@@ -170,7 +171,7 @@ def _prepare(variables: dict[str, Any], program: Program, text_ids: jax.Array) -
 
 
 def _token_steps(
-    variables: dict[str, Any],
+    variables: dict[str, PyTree],
     program: Program,
     row: tuple[DecodingState, jax.Array, Prompts],
     bounds: tuple[Any, Any, Any],
@@ -190,7 +191,7 @@ def _token_steps(
     return jax.tree.map(lambda leaf: leaf[0], state)
 
 
-def _decode(variables: dict[str, Any], program: Program, token_ids: jax.Array) -> jax.Array:
+def _decode(variables: dict[str, PyTree], program: Program, token_ids: jax.Array) -> jax.Array:
     ctvit = program.part("ctvit")
     volume = ctvit.apply(variables["ctvit"], token_ids[None], method="decode")
     return jnp.clip(volume[0], -1.0, 1.0)

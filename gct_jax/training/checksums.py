@@ -6,11 +6,10 @@ with b_i the bits of element i in row-major order and odd constants p and q. Int
 same whatever the order, and a change in one element always changes the sum.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 P, Q = 0x85EBCA6B, 0x9E3779B1
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -29,7 +28,7 @@ def checksum(array: jax.Array) -> jax.Array:
     return jnp.sum((bits ^ (np.uint32(Q) * place)) * np.uint32(P), dtype=jnp.uint32)
 
 
-def tree_checksums(tree: Any) -> dict[str, list]:
+def tree_checksums(tree: PyTree) -> dict[str, list]:
     """[shape, checksum] of each array of a tree, by its path."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     sums = jax.device_get([checksum(leaf) for _, leaf in leaves])
@@ -39,7 +38,7 @@ def tree_checksums(tree: Any) -> dict[str, list]:
     }
 
 
-def tree_shapes(tree: Any) -> dict[str, list[int]]:
+def tree_shapes(tree: PyTree) -> dict[str, list[int]]:
     """Shape of each array of a tree, abstract or not, by its path."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}

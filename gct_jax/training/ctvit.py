@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from gct_jax.components import build_component, init_component
 from gct_jax.errors import ConfigError
@@ -50,7 +51,7 @@ LUNG_HU = (-1000.0, -400.0)  # from emphysema to ground glass
 DIFFERENCE_THRESHOLD = 0.03  # in HU / 1000
 
 
-def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, PyTree]) -> TrainState:
     """Fresh state, or one that continues from `pretrained["ctvit"]`.
 
     Raises:
@@ -105,7 +106,9 @@ def window_difference(
     return (clipped[0] - clipped[1]) / (high - low)
 
 
-def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Array) -> CTViTOutput:
+def forward(
+    config: TrainConfig, variables: PyTree, volume: jax.Array, step: jax.Array
+) -> CTViTOutput:
     """CT-ViT on volumes [b, d, h, w, c] as it is trained.
 
     The decoder's gradient reaches the latents' directions, which is all that the quantiser looks
@@ -128,7 +131,7 @@ def forward(config: TrainConfig, variables: Any, volume: jax.Array, step: jax.Ar
 
 
 def generator_loss(
-    params: Any, state: TrainState, config: TrainConfig, volume: jax.Array, key: jax.Array
+    params: PyTree, state: TrainState, config: TrainConfig, volume: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, CTViTOutput]]:
     """Equation (1) of CT-ViT's `params` for volumes [b, d, h, w, c] in [-1, 1]."""
     weights, codebook = config.ctvit, state.extra["codebook"]
@@ -200,14 +203,14 @@ def generator_loss(
     return loss, ({"loss": loss, **metrics}, out)
 
 
-def judge(config: TrainConfig, params: Any, images: jax.Array) -> jax.Array:
+def judge(config: TrainConfig, params: PyTree, images: jax.Array) -> jax.Array:
     """The discriminator's logits [b] of slices [b, h, w, c]."""
     logits: Any = discriminator(config).apply({"params": params}, images)
     return logits
 
 
 def discriminator_loss(
-    params: Any, config: TrainConfig, real: jax.Array, fake: jax.Array, penalize: jax.Array
+    params: PyTree, config: TrainConfig, real: jax.Array, fake: jax.Array, penalize: jax.Array
 ) -> jax.Array:
     """Hinge loss of slices [b, h, w, c], with the gradient penalty where `penalize` (scalar)."""
     hinge = losses.discriminator_hinge_loss(

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from gct_jax.errors import ConfigError, GctError
@@ -48,7 +49,7 @@ def train(
     workdir: Path,
     batches: Callable[[int], Iterator[Batch]],
     *,
-    pretrained: Any = None,
+    pretrained: PyTree = None,
     held_out: Sequence[Batch] = (),
     sample_images: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
     on_change: Callable[[str, int], None] = lambda status, step: None,
@@ -154,7 +155,7 @@ def fitting_mesh(config: LoopConfig) -> jax.sharding.Mesh:
     return mesh
 
 
-def jitted_train_step(stage: Stage, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+def jitted_train_step(stage: Stage, shardings: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """The compiled step (state, batch) -> (state one step later, metrics); the state is donated.
 
     shardings: of the state, from `state_shardings`.
@@ -184,7 +185,7 @@ def evaluate(
     return {f"eval/{name}": value for name, value in mean_metrics(jax.device_get(results)).items()}
 
 
-def with_shardings(abstract: Any, shardings: Any) -> Any:
+def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
     """ShapeDtypeStructs that carry their sharding, as a restore needs them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

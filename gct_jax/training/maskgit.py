@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from gct_jax.components import build_component, init_component, joined_variables
 from gct_jax.corruption import masking
@@ -63,7 +64,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, PyTree]) -> TrainState:
     """Fresh state; "t5", "maskgit" and "critic" come from `pretrained` where it has them."""
     names = ["maskgit", "t5", *(["critic"] if config.maskgit.critic != "none" else [])]
     params = {
@@ -84,8 +85,8 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
 
 
 def loss_fn(
-    params: Any,
-    extra: Any,
+    params: PyTree,
+    extra: PyTree,
     config: TrainConfig,
     batch: dict[str, jax.Array],
     key: jax.Array,

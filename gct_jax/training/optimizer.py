@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from jaxtyping import PyTree
 
 from gct_jax.training.config import OptimizerConfig
 
@@ -39,7 +40,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     def rate(step: jax.Array) -> jax.Array:
         return learning_rate(config, steps, step)
 
-    def decayed(params: Any) -> Any:
+    def decayed(params: PyTree) -> PyTree:
         return jax.tree.map(lambda p: p.ndim >= 2, params)
 
     if config.algorithm == "muon":
@@ -70,10 +71,10 @@ def decay_matrices(
     """Subtracts rate(i) * weight_decay * parameter from the updates of all tensors of rank >= 2, to
     follow an optimizer without a decay of its own."""
 
-    def init(params: Any) -> optax.ScaleByScheduleState:
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: Any, params: PyTree) -> tuple[PyTree, PyTree]:
         factor = rate(state.count) * weight_decay
         decayed = jax.tree.map(lambda u, p: u - factor * p if p.ndim >= 2 else u, updates, params)
         return decayed, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
@@ -84,7 +85,7 @@ def decay_matrices(
 def slowed(part: str, factor: float) -> optax.GradientTransformation:
     """Multiplies the updates of the parameters under the name `part`, to follow an optimizer."""
 
-    def update(updates: Any, params: Any) -> Any:
+    def update(updates: PyTree, params: PyTree) -> PyTree:
         return {
             name: jax.tree.map(lambda u: factor * u, tree) if name == part else tree
             for name, tree in updates.items()
@@ -93,7 +94,7 @@ def slowed(part: str, factor: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def hidden_matrices(params: Any) -> Any:
+def hidden_matrices(params: PyTree) -> PyTree:
     """Muon's matrices: kernels between hidden units. Embeddings and output layers are Adam's."""
 
     def choose(path: tuple, p: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
@@ -107,7 +108,7 @@ def hidden_matrices(params: Any) -> Any:
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any
+    optimizer: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One update. Returns new params, new optimizer state, and the three global norms."""
     updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -119,7 +120,7 @@ def apply_gradients(
     return optax.apply_updates(params, updates), opt_state, norms
 
 
-def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+def update_ema(ema: PyTree, params: PyTree, step: jax.Array, decay: float) -> PyTree:
     """Equation (3); `step` counts updates before this one."""
     warm = jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(params, ema, 1 - warm)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from gct_jax.components import present_components
 from gct_jax.config import ModelConfig
@@ -26,7 +27,7 @@ class Components(NamedTuple):
     """Trained networks: the variables of components by name, and which belong together."""
 
     config: ModelConfig
-    variables: dict[str, Any]
+    variables: dict[str, PyTree]
     tokenizer: bytes | None
     provenance: Provenance = Provenance()
 

@@ -1,9 +1,8 @@
 """The one state that every stage trains and that a checkpoint holds."""
 
-from typing import Any
-
 import jax
 from flax import struct
+from jaxtyping import PyTree
 
 
 class TrainState(struct.PyTreeNode):
@@ -21,7 +20,7 @@ class TrainState(struct.PyTreeNode):
 
     step: jax.Array
     key: jax.Array
-    params: dict[str, Any]
-    ema: dict[str, Any]
-    opt_state: dict[str, Any]
-    extra: dict[str, Any]
+    params: dict[str, PyTree]
+    ema: dict[str, PyTree]
+    opt_state: dict[str, PyTree]
+    extra: dict[str, PyTree]

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from gct_jax.components import build_component, init_component
 from gct_jax.corruption.elucidated import draw_sigma
@@ -33,7 +34,7 @@ from gct_jax.training.superres_losses import elucidated_loss, superres_loss
 Metrics = dict[str, jax.Array]
 
 
-def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, PyTree]) -> TrainState:
     """Fresh state with the text encoder `pretrained["t5"]` frozen in it; the U-Net continues from
     `pretrained["superres"]` if given."""
     unet_key, t5_key = jax.random.split(key)
@@ -74,8 +75,8 @@ def random_squares(
 
 
 def loss_fn(
-    params: Any,
-    extra: Any,
+    params: PyTree,
+    extra: PyTree,
     config: TrainConfig,
     batch: dict[str, jax.Array],
     key: jax.Array,

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from gct_jax.components import build_component, init_component
 from gct_jax.models.attribute_reader import AttributeReader
@@ -35,7 +36,7 @@ def reader(config: TrainConfig) -> AttributeReader:
     return AttributeReader(config.t5.attributes, config.t5.classes)
 
 
-def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) -> TrainState:
+def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, PyTree]) -> TrainState:
     """Fresh state; "t5" comes from `pretrained` where it has it."""
     t5_key, reader_key = jax.random.split(key)
     variables = (
@@ -58,7 +59,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, Any]) 
 
 
 def loss_fn(
-    params: Any, config: TrainConfig, batch: dict[str, jax.Array]
+    params: PyTree, config: TrainConfig, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, Metrics]:
     """Equation (1).
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from safetensors.numpy import load_file
 
 from gct_jax.components import abstract_variables, build_component
@@ -95,7 +96,7 @@ def train_function(case: Case, module: Any) -> Callable[[Any, Arrays], Any]:
     forward = forward_function(case, module)
     optimizer = optax.adam(**ADAM)
 
-    def loss_fn(params: Any, rest: Arrays, batch: Arrays) -> tuple[jax.Array, Any]:
+    def loss_fn(params: PyTree, rest: Arrays, batch: Arrays) -> tuple[jax.Array, Any]:
         variables = {**rest, "params": params}
         if case.part == "maskgit":
             shown = jnp.where(batch["hidden"], module.num_tokens, batch["ids"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from gct_jax.components import abstract_variables
@@ -50,7 +51,7 @@ def input_file(folder: Path, case: Case) -> Path:
     return folder / f"{case.name}.npz"
 
 
-def random_variables(tree: Any) -> Any:
+def random_variables(tree: PyTree) -> PyTree:
     """Weights with which every part of a network matters: kernels keep the size of what they are
     given, gains are about 1, biases about 0."""
     draw = np.random.default_rng(SEED)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from gct_jax.components import abstract_variables
 from gct_jax.config import CTViTConfig, ModelConfig, UNetConfig
@@ -139,7 +140,7 @@ def trainer_checkpoint(unet: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def random_tree(tree: Any) -> Any:
+def random_tree(tree: PyTree) -> PyTree:
     """A tree of shapes filled with small random numbers."""
     return jax.tree.map(lambda leaf: random_array(leaf.shape), tree)
 

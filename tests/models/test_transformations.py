@@ -9,9 +9,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_model import random_variables, tiny_config
 
 from gct_jax.components import build_component
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.target import target_platform, tracing_for
 from gct_jax.models.ctvit import CTViT
 from gct_jax.models.discriminator import Discriminator
+from gct_jax.models.transformer import Transformer
 
 CONFIG = tiny_config()
 
@@ -107,3 +109,22 @@ def test_the_platform_can_be_stated():
     assert target_platform() == "cpu"
     with pytest.raises(ValueError, match="'cuda' is none of"), tracing_for("cuda"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [({"backend": "chunked"}, 'backend="dense"'), ({"remat": True}, "remat=False")],
+)
+def test_where_only_reverse_mode_exists_the_error_names_the_option(options, instead):
+    module = Transformer(dim=8, depth=1, heads=2, dim_head=4, attend="all", **options)
+    x = jnp.ones((1, 2, 2, 2, 8))
+    variables = module.init(jax.random.key(0), x)
+
+    def run(x):
+        return module.apply(variables, x).sum()
+
+    jax.grad(run)(x)
+    with pytest.raises(ConfigError, match=f"has reverse mode only; {instead} gives jvp too"):
+        jax.jvp(run, (x,), (x,))
+    plain = Transformer(dim=8, depth=1, heads=2, dim_head=4, attend="all", backend="dense")
+    jax.jvp(lambda x: plain.apply(variables, x), (x,), (x,))
