@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.generatect.volumes import read_metadata
-from gct_jax.errors import InputError
+from gct_jax.errors import ConfigError, InputError
 
 SEXES = {"m": "male", "f": "female"}
 AGE_UNITS = {"D": "day", "W": "week", "M": "month", "Y": "year"}
@@ -69,9 +69,13 @@ def read_impressions(sheet: str | Path) -> dict[str, str | None]:
     """Impression of every accession number in an `.xlsx` sheet; None for an empty cell.
 
     Raises:
+      ConfigError: openpyxl is missing.
       InputError: the first row does not name the columns AccessionNo and Impressions.
     """
-    from openpyxl import load_workbook  # an optional dependency: extra "data"
+    try:
+        from openpyxl import load_workbook
+    except ModuleNotFoundError:
+        raise ConfigError("openpyxl is missing, which reads .xlsx; pip install '.[data]'") from None
 
     workbook = load_workbook(sheet, read_only=True)
     try:

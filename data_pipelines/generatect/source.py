@@ -34,6 +34,8 @@ class GenerateCTSource:
             raise ConfigError(f"data.root = {data.root!r} is no folder of patients")
         try:
             impressions = reports.read_impressions(data.reports)
+        except ConfigError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"cannot read data.reports = {data.reports!r}: {error}") from None
         lines, skipped = reports.collect_lines(data.root, impressions, reports.reference_line)

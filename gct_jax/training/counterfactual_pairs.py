@@ -8,9 +8,17 @@ Where the rows of a pair differ is where their findings are, without anyone havi
 import jax
 import jax.numpy as jnp
 
+from gct_jax.errors import InputError
+
 
 def exchange(rows: jax.Array) -> jax.Array:
-    """Rows 2i and 2i + 1 of [b, ...] in each other's place."""
+    """Rows 2i and 2i + 1 of [b, ...] in each other's place.
+
+    Raises:
+      InputError: an odd number of rows.
+    """
+    if rows.shape[0] % 2:
+        raise InputError(f"{rows.shape[0]} rows are no pairs of a patient and its counterfactual")
     return jnp.flip(rows.reshape(-1, 2, *rows.shape[1:]), axis=1).reshape(rows.shape)
 
 

@@ -111,3 +111,12 @@ def test_stage_t5_needs_no_preparing(tmp_path, capsys):
     line = refused(capsys, prepare.main, *command("t5"), "--out", tmp_path / "pool")
     assert "stage t5 reads reports, which need no preparing" in line
     assert not (tmp_path / "pool").exists()
+
+
+def test_a_counterfactual_of_another_patient_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        "ball_source.Balls.patient", lambda self, case: f"{case} of {self._describe.__name__}"
+    )
+    config = override(tiny.ctvit(), [BALLS, *FEW, "ctvit.counterfactual_pairs=True"])
+    with pytest.raises(Exception, match="case 0 and its counterfactual are not of one patient"):
+        data.check_data(config, join_components(config.model, []), "")

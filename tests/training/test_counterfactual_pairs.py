@@ -9,6 +9,7 @@ from tiny_model import random_variables
 
 from configs import tiny
 from gct_jax.config import override
+from gct_jax.errors import InputError
 from gct_jax.training import counterfactual_pairs, maskgit
 from gct_jax.training.state import TrainState
 
@@ -75,3 +76,8 @@ def test_text_gain_is_zero_for_pairs_with_one_report_and_not_for_two(params):
     assert abs(float(evaluate(data))) > 1e-4
     data["text_ids"][1::2] = data["text_ids"][::2]
     assert float(evaluate(data)) == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_that_are_no_pairs_are_refused():
+    with pytest.raises(InputError, match="3 rows are no pairs"):
+        counterfactual_pairs.difference_weight(jnp.zeros((3, 2)), 1.0)
