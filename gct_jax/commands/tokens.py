@@ -122,7 +122,7 @@ def run_encode(arguments: argparse.Namespace) -> None:
             ct.stored_order,
             ct.form_code,
             json.dumps(ct.metadata),
-            tokenizer_sha256(model),
+            codec_sha256(model),
         ),
     )
     print(
@@ -169,7 +169,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {by(ct.grid.shape)} voxels of {by(ct.spacing_mm)} mm{unstated}")
 
 
-def tokenizer_sha256(model: "Model") -> str:
+def codec_sha256(model: "Model") -> str:
     """Hash of CT-ViT's configuration and weights; other components of a model may change freely.
 
     Raises:
@@ -186,7 +186,7 @@ def tokenizer_sha256(model: "Model") -> str:
 
 def require_same_tokenizer(path: Path, encoded: EncodedCT, model: "Model") -> None:
     """Raise ModelFolderError unless `model` holds the CT-ViT that made the ids."""
-    own = tokenizer_sha256(model)
+    own = codec_sha256(model)
     if encoded.tokenizer_sha256 != own:
         raise ModelFolderError(
             f"{path} was encoded by another CT-ViT ({encoded.tokenizer_sha256[:12]}...) than the "

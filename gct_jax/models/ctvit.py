@@ -110,7 +110,7 @@ class PatchEmbedding(nn.Module):
 
 
 class CTViT(nn.Module):
-    """The tokenizer; fields as in `gct_jax.config.CTViTConfig`.
+    """CT-ViT; fields as in `gct_jax.config.CTViTConfig`.
 
     Attributes:
       channels: channels of the volume.

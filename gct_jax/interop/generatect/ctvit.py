@@ -68,7 +68,7 @@ def ctvit_from_reference(state: State, **not_inferable: Any) -> tuple[CTViTConfi
     """Published CT-ViT weights -> config and variables {"params", "codebook"} of `CTViT`.
 
     The options that reproduce the original's arithmetic are set in the config. Discriminator
-    ("discr.") and perceptual network ("vgg.") are no part of the tokenizer and passed over.
+    ("discr.") and perceptual network ("vgg.") are no part of CT-ViT and passed over.
 
     Args:
       state: arrays by name.
