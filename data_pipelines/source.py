@@ -21,6 +21,12 @@ SOURCES = {
 TRAINING, HELD_OUT = "training", "held_out"
 
 
+PARTS = (
+    *("cases", "rendered", "volume_hu", "report", "labels", "attributes", "patient", "split"),
+    "counterfactual",
+)
+
+
 class Source(Protocol):
     """Cases 0 ... `cases` - 1. What a method returns depends on its arguments alone.
 
@@ -73,4 +79,16 @@ def open_source(data: DataConfig) -> Source:
         build = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"data.source = {data.source!r}: {error}") from None
-    return cast(Source, build(data))
+    try:
+        source = cast(Source, build(data))
+    except TypeError as error:
+        raise ConfigError(
+            f"data.source = {data.source!r} cannot be built with the DataConfig alone: {error}"
+        ) from error
+    missing = [part for part in PARTS if not hasattr(source, part)]
+    if missing:
+        raise ConfigError(
+            f"data.source = {data.source!r} has no {', '.join(missing)}; data_pipelines/source.py "
+            "says what a source has"
+        )
+    return source

@@ -358,6 +358,7 @@ def override(config: T, assignments: list[str], on_note: Note = warn) -> T:
       ConfigError: a malformed assignment, an unknown field or a wrong type.
     """
     values = to_dict(config)
+    given: dict[tuple[str, ...], str] = {}
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
@@ -365,13 +366,18 @@ def override(config: T, assignments: list[str], on_note: Note = warn) -> T:
         node: Any = values
         described: Any = config
         *parents, leaf = path.strip().split(".")
-        for parent in parents:
-            parent = _new_name(described, parent, path, on_note)
+        for i, parent in enumerate(parents):
+            parents[i] = parent = _new_name(described, parent, path, on_note)
             node = node.get(parent) if isinstance(node, dict) else None
             described = getattr(described, parent, None)
         leaf = _new_name(described, leaf, path, on_note)
         if not isinstance(node, dict) or leaf not in node:
             raise ConfigError(f"override {path!r}: no such field")
+        full = (*parents, leaf)
+        if given.setdefault(full, text.strip()) != text.strip():
+            raise ConfigError(
+                f"override {'.'.join(full)} is given twice, as {given[full]} and {text.strip()}"
+            )
         node[leaf] = literal(text.strip())
     return from_dict(type(config), values, on_note=on_note)
 

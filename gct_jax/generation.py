@@ -112,8 +112,16 @@ def generate_batches(
 ) -> Iterator[list[CT]]:
     """`generate`, `batch` CTs at a time, so that finished ones can be kept; all input is checked
     before this returns."""
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError("prompts must be a list of texts")
+    require_type("model", model, Model)
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise InputError(f"prompts must be a list of texts, not {prompts!r}")
+    for prompt in prompts:
+        require_type("prompt", prompt, str)
+    if not isinstance(seeds, Sequence):
+        raise InputError(f"seeds must be a list with a seed for each prompt, not {seeds!r}")
+    for name, count in (("batch", batch), ("slices", slices)):
+        if count is not None:
+            require_type(name, count, int)
     if len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds; give a seed per prompt")
     if not prompts:
@@ -129,6 +137,13 @@ def generate_batches(
     room = min(batch or len(prompts), len(prompts))
     requests = [_Request(*row) for row in zip(prompts, seeds, texts, strict=True)]
     return _batches(model, requests, settings, asked, room, on_progress)
+
+
+def require_type(name: str, value: object, wanted: type) -> None:
+    """Raise InputError unless `value` is of the type; True and False are no numbers."""
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        shown = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        raise InputError(f"{name} must be of type {wanted.__name__}, not {shown}")
 
 
 class _Request(NamedTuple):
@@ -170,6 +185,8 @@ def read_prompt(model: Model, prompt: str) -> TokenizedText:
       InputError: nothing of the prompt can be read.
       ModelFolderError: the model has no text encoder.
     """
+    require_type("model", model, Model)
+    require_type("prompt", prompt, str)
     require_component(model.config, "t5")
     assert model.tokenizer and model.config.t5  # as load_model sees to
     return model.tokenizer.encode(prompt, model.config.t5.max_length)

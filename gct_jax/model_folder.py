@@ -131,7 +131,11 @@ def load_model(folder: str | Path | None = None) -> Model:
       ModelFolderError: a file is missing or damaged, a tensor is missing, left over or of another
         shape than the config asks for.
     """
+    if not isinstance(folder, str | Path | None):
+        raise ModelFolderError(f"a model folder is named by a path, not by {folder!r}")
     folder = demo_folder() if folder is None else Path(folder)
+    if folder.is_file():
+        raise ModelFolderError(f"{folder} is a file; a model is a folder")
     if not folder.is_dir():
         raise ModelFolderError(f"there is no model folder {folder}")
     config = _read_config(folder / "config.json")

@@ -11,7 +11,7 @@ import numpy as np
 from gct_jax.components import build_component, require_component
 from gct_jax.config import CodecConfig, ModelConfig
 from gct_jax.errors import InputError
-from gct_jax.generation import computation_dtype, prompt_notes, read_prompt
+from gct_jax.generation import computation_dtype, prompt_notes, read_prompt, require_type
 from gct_jax.model_folder import Model
 from gct_jax.models.token_grid import covering_slice_count, patch_sides, slice_count, token_grid
 from gct_jax.notes import Note, warn
@@ -67,6 +67,8 @@ def encode(model: Model, ct: CT, on_note: Note = warn) -> np.ndarray:
     Raises:
       InputError: the CT is too long. ModelFolderError: the model has no CT-ViT.
     """
+    require_type("model", model, Model)
+    require_type("ct", ct, CT)
     ctvit, grid = _require_ctvit(model.config), covering_grid(model.config, ct.grid)
     covered = ct.grid.shape[0] * ct.spacing_mm[0] / (grid.shape[0] * grid.spacing_mm[0])
     if covered < LEAST_COVERED:
@@ -93,6 +95,7 @@ def decode(model: Model, ids: np.ndarray, grid: Grid | None = None) -> CT:
       InputError: ids of another shape or outside the codebook.
       ModelFolderError: the model has no CT-ViT.
     """
+    require_type("model", model, Model)
     ctvit, ids = _require_ctvit(model.config), np.asarray(ids)
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.size:
         raise InputError(f"ids are {ids.dtype} {ids.shape}, not whole numbers [t, h, w]")
@@ -135,6 +138,8 @@ def super_resolve(
       InputError: a prompt or CT that cannot be used. ConfigError: an option outside its range.
       ModelFolderError: the model lacks the U-Net or the text encoder.
     """
+    require_type("model", model, Model)
+    require_type("ct", ct, CT)
     config = model.config
     require_seed(seed)
     require_component(config, "superres")

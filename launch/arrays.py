@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from data_pipelines.batches import unit_intensity
+from data_pipelines.checks import checked_volume
 from data_pipelines.shards import Arrays, Keep
 from data_pipelines.source import Source, open_source
 from gct_jax.components import build_component
@@ -75,7 +76,9 @@ def _volumes(config: TrainConfig, source: Source, prefix: str, keep: Keep) -> Ar
     grid = low_grid(config.model)
     name = f"{prefix}volumes-{grid.shape[0]}x{grid.shape[1]}"
     (volumes,) = keep(
-        (name,), lambda case: [source.volume_hu(case, grid)], _about(config, low=grid)
+        (name,),
+        lambda case: [checked_volume(source, config.data.source, case, grid)],
+        _about(config, low=grid),
     )
     return volumes
 
@@ -131,7 +134,8 @@ class _Codec:
             chosen = chosen[: config.data.slices_per_case]
             low = np.asarray(rebuild(unit_intensity(volumes(case))))
             low_hu = np.rint(from_unit(low)).astype(np.int16)
-            return [low_hu[chosen], source.volume_hu(case, grid)[chosen]]
+            high = checked_volume(source, config.data.source, case, grid)
+            return [low_hu[chosen], high[chosen]]
 
         about = _about(config, self._hash, low=low_grid(config.model), high=grid)
         about["slices_per_case"] = config.data.slices_per_case

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from data_pipelines import batches
+from data_pipelines.checks import checked_report, split_cases
 from data_pipelines.shards import Arrays, InMemory, Keep, Reading
-from data_pipelines.source import HELD_OUT, TRAINING, Source, open_source
+from data_pipelines.source import Source, open_source
 from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
@@ -42,9 +43,7 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> Non
     """
     batch_size = config.loop.batch_size
     sources = check_source(config, components)
-    rows_per_case, (training, held_out) = len(sources), split_cases(sources[0])
-    if not training:
-        raise ConfigError(f"data.source {config.data.source} has no training cases")
+    rows_per_case, (_, held_out) = len(sources), split_cases(sources[0], config.data.source)
     if batch_size % (rows_per_case * jax.process_count()):
         raise ConfigError(
             f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
@@ -52,7 +51,8 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> Non
         )
     if len(held_out) * rows_per_case * jax.process_count() < batch_size:
         raise ConfigError(
-            f"data.held_out = {len(held_out)} cases are fewer than a batch of {batch_size} rows"
+            f"data.source {config.data.source} holds out {len(held_out)} cases, fewer than a batch "
+            f"of {batch_size} rows"
         )
     if config.stage == "t5" or config.data.folder:
         return
@@ -75,6 +75,9 @@ def check_source(config: TrainConfig, components: Components) -> list[Source]:
       ConfigError: they have not.
     """
     stage, sources = config.stage, row_sources(config)
+    split_cases(sources[0], config.data.source)
+    if stage != "ctvit":
+        checked_report(sources[0], config.data.source, 0, np.random.default_rng(0))
     if stage in ("maskgit", "superres") and "ctvit" not in components.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
     if stage != "ctvit" and config.model.t5 is None:
@@ -110,7 +113,7 @@ def stage_data(
         `prepare`.
     """
     loop, sources = config.loop, row_sources(config)
-    training, held_out = split_cases(sources[0])
+    training, held_out = split_cases(sources[0], config.data.source)
     together = loop.batch_size // len(sources)  # cases of a global batch
     here = together // jax.process_count()
     folder, keep = config.data.folder, InMemory()
@@ -127,16 +130,6 @@ def stage_data(
 
     groups = range(0, len(held_out) - here + 1, here)
     return StageData(stream, [make_batch(0, held_out[first : first + here]) for first in groups])
-
-
-def split_cases(source: Source) -> tuple[list[int], list[int]]:
-    """The cases for training and those held out."""
-    splits = [source.split(case) for case in range(source.cases)]
-    training, held_out = (
-        [case for case, split in enumerate(splits) if split == wanted]
-        for wanted in (TRAINING, HELD_OUT)
-    )
-    return training, held_out
 
 
 def batch_maker(
@@ -175,7 +168,11 @@ def _text_encoding(
     if model is None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
-            train_vocabulary(vocabulary_reports(open_source(config.data)), made, t5.vocab_size)
+            train_vocabulary(
+                vocabulary_reports(open_source(config.data), config.data.source),
+                made,
+                t5.vocab_size,
+            )
             model = made.read_bytes()
     if jax.process_index() == 0 and (not path.exists() or path.read_bytes() != model):
         with replace_when_done(path) as temporary:
@@ -183,9 +180,9 @@ def _text_encoding(
     return partial(Tokenizer(model).encode_batch, max_length=t5.max_length)
 
 
-def vocabulary_reports(source: Source) -> Iterator[str]:
+def vocabulary_reports(source: Source, name: str) -> Iterator[str]:
     """Reports to make a vocabulary of: of the training cases again and again, in new wordings."""
-    training, _ = split_cases(source)
+    training, _ = split_cases(source, name)
     for number in range(VOCABULARY_REPORTS):
         epoch, position = divmod(number, len(training))
         yield batches.report(source, training[position], 0, epoch)

@@ -41,7 +41,9 @@ def load_config(spec: str, overrides: list[str]) -> "TrainConfig":
     from gct_jax.config import override
     from gct_jax.notes import tell
 
-    file, _, name = spec.rpartition(":")
+    file, colon, name = spec.rpartition(":")
+    if not colon:
+        raise ConfigError(f"--config {spec} names no configuration; the form is {spec}:ctvit")
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--config {spec}: no file {file!r}; the form is configs/demo.py:ctvit")

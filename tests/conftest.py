@@ -20,7 +20,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shapes and types of arguments and results are checked wherever these packages state them.
-CHECKED = ("gct_jax.kernels", "gct_jax.corruption", "gct_jax.models", "gct_jax.sampling")
+CHECKED = ["gct_jax.kernels", "gct_jax.corruption", "gct_jax.models"]
+SAMPLING = "cascade diffusion_solvers elucidated guidance programs superres token_decoding"
+CHECKED += [f"gct_jax.sampling.{name}" for name in SAMPLING.split()]  # settings check themselves
 install_import_hook(CHECKED, "runtime_checker.check")
 
 # Tests compile the same tiny programs again and again, which takes far longer than running them.

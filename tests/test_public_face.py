@@ -13,7 +13,7 @@ from tiny_model import quick_compilation, save_tiny_model
 
 import gct_jax
 from gct_jax.cli import main
-from gct_jax.errors import ConfigError, InputError, ModelFolderError
+from gct_jax.errors import ConfigError, GctError, InputError, ModelFolderError
 from gct_jax.reconstruction import covering_grid
 from gct_jax.volumes.grid import Grid
 
@@ -188,3 +188,29 @@ def test_a_missing_network_is_named(model, tmp_path):
         gct_jax.generate(opened, [PROMPT], seeds=[0])
     with pytest.raises(ModelFolderError, match="no component 'superres'"):
         gct_jax.super_resolve(opened, random_ct(), PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, ct: gct_jax.generate("m", ["a"], seeds=[0]), "model must be of type Model"),
+        (lambda m, ct: gct_jax.generate(m, ["a", 3], seeds=[0, 1]), "prompt must be of type str"),
+        (lambda m, ct: gct_jax.generate(m, ["a"], seeds=3), "seeds must be a list"),
+        (lambda m, ct: gct_jax.generate(m, ["a"], seeds=[0], slices=5.5), "slices must be of type"),
+        (
+            lambda m, ct: gct_jax.generate(m, ["a"], seeds=[0], slices=True),
+            "slices must be of type",
+        ),
+        (lambda m, ct: gct_jax.generate(m, ["a"], seeds=[0], batch="2"), "batch must be of type"),
+        (lambda m, ct: gct_jax.encode(m, "ct.nii.gz"), "ct must be of type CT, not 'ct.nii.gz'"),
+        (lambda m, ct: gct_jax.super_resolve(m, ct.volume_hu, "a"), "ct must be of type CT, not a"),
+        (lambda m, ct: gct_jax.super_resolve(m, ct, ["a"]), "prompt must be of type str"),
+        (lambda m, ct: gct_jax.super_resolve(m, ct, None), "prompt must be of type str"),
+        (lambda m, ct: gct_jax.load_model(3), "a model folder is named by a path, not by 3"),
+        (lambda m, ct: gct_jax.load_model(__file__), "is a file; a model is a folder"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(model, call, message):
+    ct = gct_jax.CT(np.zeros((5, 16, 16), np.float32), np.eye(4))
+    with pytest.raises(GctError, match=message):
+        call(model, ct)

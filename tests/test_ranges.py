@@ -95,3 +95,12 @@ def test_the_ends_of_a_range():
     assert SuperResTraining(low_res_noise_min=1.0).low_res_noise_min == 1.0
     assert ModelConfig(superres=None).superres is None
     assert UNetConfig(cond_dim=None).cond_dim is None
+
+
+def test_a_field_that_is_given_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling\.steps is given twice, as 3 and 4"):
+        override(ModelConfig(), ["sampling.steps=3", "sampling.steps=4"])
+    old_and_new = ["unet.dim=8", "superres.dim=16"]
+    with pytest.raises(ConfigError, match=r"superres\.dim is given twice, as 8 and 16"):
+        override(ModelConfig(), old_and_new, on_note=lambda _: None)
+    assert override(ModelConfig(), ["sampling.steps=3"] * 2).sampling.steps == 3

@@ -27,6 +27,8 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
     Raises:
       GctError: a live process holds it; the message names host, process and start.
     """
+    if folder.is_file():
+        raise GctError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
     holder_path = folder / f"{FILE_NAME}.holder"

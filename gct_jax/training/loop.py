@@ -118,7 +118,8 @@ def train(
                 # otherwise progress and signals would run ahead of the work.
                 jax.block_until_ready(window[-1:])
                 window.append((step, metrics))
-                last = step == config.steps or stop_requested() or saved.preempted(step)
+                finished = step == config.steps
+                last = finished or stop_requested() or saved.preempted(step)
                 saves = last or is_due(step, config.checkpoint_every)
 
                 if saves or is_due(step, config.log_every):  # the watchdog sees what is saved
@@ -127,9 +128,11 @@ def train(
                     writer.scalars(step, {**means, "seconds_per_step": seconds})
                     bar.set_postfix(loss=f"{means['loss']:.4f}")
                     window, since = [], time.perf_counter()
-                if held_out and (last or is_due(step, config.eval_every)):
+                # A stop leaves little time: it is saved, not evaluated.
+                stopped = last and not finished
+                if held_out and not stopped and (last or is_due(step, config.eval_every)):
                     writer.scalars(step, evaluate(eval_step, state, held_out, mesh))
-                if sample_images and (last or is_due(step, config.sample_every)):
+                if sample_images and not stopped and (last or is_due(step, config.sample_every)):
                     writer.images(step, sample_images(state))
                 saved.check()  # that of an earlier step, in the background
                 if saves:

@@ -142,7 +142,7 @@ def test_a_finished_run_is_not_continued(folder):
         ),
         (["--config", "configs/tiny.py:t5", PLAIN], "has none"),
         (["--config", "configs/tiny.py:t5", "t5.attributes=3"], "t5.attributes = 3"),
-        (["--config", "configs/tiny.py:ctvit", "data.held_out=7"], "fewer than a batch of 8"),
+        (["--config", "configs/tiny.py:ctvit", "data.held_out=7"], "holds out 7 cases, fewer than"),
         (["--config", "configs/tiny.py:ctvit", "model.volume.slices=6"], "slices = 6"),
         (["--config", "configs/tiny.py:ctvit", "loop.mesh=[3, 3, 1]"], "8 devices"),
     ],
