@@ -38,9 +38,7 @@ class RelativeBias:
         return (self.table,), self.grid
 
     @classmethod
-    def tree_unflatten(
-        cls, grid: tuple[int, int, int], children: tuple[jax.Array]
-    ) -> "RelativeBias":
+    def tree_unflatten(cls, grid: tuple[int, int, int], children: tuple) -> "RelativeBias":
         """Without a check, because JAX puts all kinds of things into the leaves of a tree."""
         bias = object.__new__(cls)
         object.__setattr__(bias, "table", children[0])

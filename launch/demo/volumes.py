@@ -1,5 +1,6 @@
 """Volumes for the demo evaluation: generated from prompts and kept on disk, rendered, rebuilt."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class Generator:
         return np.stack([np.load(path)["volume_hu"] for path in paths])
 
     def _path(self, prompt: str, seed: int) -> Path:
-        identity = [self.model.sha256, self.settings, seed, prompt]
+        identity = [self.model.sha256, dataclasses.asdict(self.settings), seed, prompt]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return self.folder / f"{digest[:20]}.npz"
 
