@@ -33,8 +33,8 @@ class RelativeBias:
     table: Float[Array, "heads times rows columns"]
     grid: tuple[int, int, int]
 
-    def tree_flatten(self) -> tuple[tuple[jax.Array], tuple[int, int, int]]:
-        """The table, and what stays."""
+    def tree_flatten(self) -> tuple[tuple, tuple[int, int, int]]:
+        """The table, or what JAX has put in its place, and what stays."""
         return (self.table,), self.grid
 
     @classmethod
