@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import PyTree
-
 from gct_jax.config import ModelConfig, literal, override
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.notes import tell
@@ -118,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     files = _use_one_ctvit(_read_files(arguments, assignments))
     config: dict[str, Any] = {}
-    variables: dict[str, PyTree] = {}
+    variables: dict[str, Any] = {}
     beside = []
     for file in files:
         if file.kind == "quantizer" or (file.kind == "token_critic" and "maskgit" not in variables):
@@ -226,9 +224,7 @@ def _read_files(
     return files
 
 
-def _add_critic(
-    file: "ReferenceFile", config: dict[str, Any], variables: dict[str, PyTree]
-) -> None:
+def _add_critic(file: "ReferenceFile", config: dict[str, Any], variables: dict[str, Any]) -> None:
     """Add what a critic's own file holds to the components.
 
     Raises:
@@ -304,7 +300,7 @@ def _find_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
 
 
 def _provenance(
-    files: list["ReferenceFile"], variables: Mapping[str, PyTree], tokenizer_bytes: bytes | None
+    files: list["ReferenceFile"], variables: Mapping[str, Any], tokenizer_bytes: bytes | None
 ) -> Any:
     """What belongs together: a transformer's file says which CT-ViT, the call which T5."""
     from gct_jax.provenance import TOKENIZER, Provenance, bytes_identity, identity
@@ -325,7 +321,7 @@ def _provenance(
 def _report(
     folder: Path,
     model: ModelConfig,
-    variables: Mapping[str, PyTree],
+    variables: Mapping[str, Any],
     files: list["ReferenceFile"],
     assignments: list[str],
 ) -> None:
