@@ -374,10 +374,12 @@ def override(config: T, assignments: list[str], on_note: Note = warn) -> T:
         if not isinstance(node, dict) or leaf not in node:
             raise ConfigError(f"override {path!r}: no such field")
         full = (*parents, leaf)
-        if given.setdefault(full, text.strip()) != text.strip():
-            raise ConfigError(
-                f"override {'.'.join(full)} is given twice, as {given[full]} and {text.strip()}"
+        if given.get(full, text.strip()) != text.strip():
+            on_note(
+                f"override {'.'.join(full)} is given as {given[full]} and as {text.strip()}; "
+                "the last counts"
             )
+        given[full] = text.strip()
         node[leaf] = literal(text.strip())
     return from_dict(type(config), values, on_note=on_note)
 

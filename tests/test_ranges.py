@@ -97,10 +97,9 @@ def test_the_ends_of_a_range():
     assert UNetConfig(cond_dim=None).cond_dim is None
 
 
-def test_a_field_that_is_given_twice_is_refused():
-    with pytest.raises(ConfigError, match=r"sampling\.steps is given twice, as 3 and 4"):
-        override(ModelConfig(), ["sampling.steps=3", "sampling.steps=4"])
+def test_of_a_field_that_is_given_twice_the_last_value_counts_and_that_is_told():
+    notes = []
     old_and_new = ["unet.dim=8", "superres.dim=16"]
-    with pytest.raises(ConfigError, match=r"superres\.dim is given twice, as 8 and 16"):
-        override(ModelConfig(), old_and_new, on_note=lambda _: None)
+    assert override(ModelConfig(), old_and_new, on_note=notes.append).superres.dim == 16
+    assert notes[-1] == "override superres.dim is given as 8 and as 16; the last counts"
     assert override(ModelConfig(), ["sampling.steps=3"] * 2).sampling.steps == 3
