@@ -21,12 +21,6 @@ SOURCES = {
 TRAINING, HELD_OUT = "training", "held_out"
 
 
-PARTS = (
-    *("cases", "rendered", "volume_hu", "report", "labels", "attributes", "patient", "split"),
-    "counterfactual",
-)
-
-
 class Source(Protocol):
     """Cases 0 ... `cases` - 1. What a method returns depends on its arguments alone.
 
@@ -60,6 +54,10 @@ class Source(Protocol):
 
     def counterfactual(self) -> "Source | None":
         """The same patients with other findings, case by case; None: there are none."""
+
+
+# What a class must have to be a source, as the protocol says.
+PARTS = [*Source.__annotations__, *(name for name in vars(Source) if not name.startswith("_"))]
 
 
 def open_source(data: DataConfig) -> Source:

@@ -4,59 +4,73 @@
 is the business of the `Keep` they are asked from (`data_pipelines.shards`).
 """
 
-import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from data_pipelines.batches import unit_intensity
-from data_pipelines.checks import checked_volume
+from data_pipelines.checks import checked_volume, split_cases
 from data_pipelines.shards import Arrays, Keep
 from data_pipelines.source import Source, open_source
 from gct_jax.components import build_component
 from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
+from gct_jax.provenance import identity
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Components
 from gct_jax.volumes.grid import Grid
-from gct_jax.volumes.intensity import from_unit
+from gct_jax.volumes.intensity import to_int16_hu
 
 PREFIXES = ("", "counterfactual-")  # of the arrays of a case's rows
 
 
-def row_sources(config: TrainConfig) -> list[Source]:
-    """The sources of a case's rows: the patient and, if the stage wants it, the counterfactual.
+class Cases(NamedTuple):
+    """A configuration's cases, opened once: opening may read every header of a data set.
+
+    sources: of a case's rows: the patient and, if the stage wants it, the counterfactual.
+    training, held_out: case numbers.
+    """
+
+    sources: list[Source]
+    training: list[int]
+    held_out: list[int]
+
+
+def open_cases(config: TrainConfig) -> Cases:
+    """The cases of `config.data` as the stage wants them.
 
     Raises:
-      ConfigError: no such source, or one without counterfactuals, or whose counterfactuals are
-        other patients.
+      ConfigError: no such source, splits that cannot be used, or no counterfactuals where the stage
+        needs them, or those of other patients.
     """
-    source = open_source(config.data)
-    if not getattr(getattr(config, config.stage), "counterfactual_pairs", False):
-        return [source]
-    other = source.counterfactual()
-    if other is None:
-        raise ConfigError(
-            f"{config.stage}.counterfactual_pairs needs the same patients with other findings, "
-            f"which data.source {config.data.source} does not have"
-        )
-    for case in range(source.cases):
-        if case >= other.cases or source.patient(case) != other.patient(case):
+    source, name = open_source(config.data), config.data.source
+    sources = [source]
+    if getattr(getattr(config, config.stage), "counterfactual_pairs", False):
+        other = source.counterfactual()
+        if other is None:
             raise ConfigError(
-                f"data.source {config.data.source}: case {case} and its counterfactual are not of "
-                "one patient"
+                f"{config.stage}.counterfactual_pairs needs the same patients with other findings, "
+                f"which data.source {name} does not have"
             )
-    return [source, other]
+        for case in range(source.cases):
+            if case >= other.cases or source.patient(case) != other.patient(case):
+                raise ConfigError(
+                    f"data.source {name}: case {case} and its counterfactual are not of one patient"
+                )
+        sources.append(other)
+    return Cases(sources, *split_cases(source, name))
 
 
-def stage_arrays(config: TrainConfig, components: Components, keep: Keep) -> list[Arrays]:
+def stage_arrays(
+    config: TrainConfig, sources: Sequence[Source], components: Components, keep: Keep
+) -> list[Arrays]:
     """The arrays of a stage. For "ctvit" int16 volumes [d, h, w] of each row source; for "maskgit"
     token ids [t, h, w] of each; for "superres" int16 slices [k, h, w] as the codec rebuilds them
     and [k, H, W] at full resolution; for "t5" none."""
     if config.stage == "t5":
         return []
-    sources = row_sources(config)
     volumes = [
         _volumes(config, source, prefix, keep)
         for source, prefix in zip(sources, PREFIXES, strict=False)
@@ -98,10 +112,7 @@ class _Codec:
         self._config = config
         self._variables = components.variables["ctvit"]
         self._module = build_component(config.model, "ctvit")
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(self._variables):
-            digest.update(np.asarray(leaf).tobytes())
-        self._hash = digest.hexdigest()
+        self._hash = identity(self._variables)
         self._tag = self._hash[:8]  # names what was made with these weights
 
     def tokens(self, volumes: Arrays, prefix: str, keep: Keep) -> Arrays:
@@ -132,8 +143,7 @@ class _Codec:
         def make(case: int) -> list[Any]:
             chosen = np.random.default_rng(case).permutation(config.model.volume.slices)
             chosen = chosen[: config.data.slices_per_case]
-            low = np.asarray(rebuild(unit_intensity(volumes(case))))
-            low_hu = np.rint(from_unit(low)).astype(np.int16)
+            low_hu = to_int16_hu(rebuild(unit_intensity(volumes(case))))
             high = checked_volume(source, config.data.source, case, grid)
             return [low_hu[chosen], high[chosen]]
 

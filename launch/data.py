@@ -1,7 +1,7 @@
 """Batches for each stage, from what was prepared or, of the phantom, is rendered in memory."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from data_pipelines import batches
-from data_pipelines.checks import checked_report, split_cases
+from data_pipelines.checks import checked_report
 from data_pipelines.shards import Arrays, InMemory, Keep, Reading
-from data_pipelines.source import Source, open_source
+from data_pipelines.source import Source
 from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Components
-from launch.arrays import row_sources, stage_arrays
+from launch.arrays import Cases, open_cases, stage_arrays
 
 VOCABULARY_REPORTS = 10000
 
@@ -30,8 +30,8 @@ class StageData(NamedTuple):
     held_out: list[batches.Batch]
 
 
-def check_data(config: TrainConfig, components: Components, prepare: str) -> None:
-    """Refuse what `stage_data` could not make batches from.
+def check_data(config: TrainConfig, components: Components, prepare: str) -> Cases:
+    """Open the cases; refuse those that `stage_data` could not make batches from.
 
     Args:
       prepare: the command that prepares this stage's data, for the message.
@@ -42,8 +42,8 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> Non
         earlier folder holds.
     """
     batch_size = config.loop.batch_size
-    sources = check_source(config, components)
-    rows_per_case, (_, held_out) = len(sources), split_cases(sources[0], config.data.source)
+    cases = check_source(config, components)
+    rows_per_case, held_out = len(cases.sources), cases.held_out
     if batch_size % (rows_per_case * jax.process_count()):
         raise ConfigError(
             f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
@@ -55,8 +55,8 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> Non
             f"of {batch_size} rows"
         )
     if config.stage == "t5" or config.data.folder:
-        return
-    if not sources[0].rendered:
+        return cases
+    if not cases.sources[0].rendered:
         raise ConfigError(
             f"cases of data.source {config.data.source} must be prepared first: {prepare}; then "
             "name the folder as data.folder"
@@ -66,18 +66,18 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> Non
             f"{jax.process_count()} processes train on prepared cases only: {prepare}; then name "
             "the folder as data.folder"
         )
+    return cases
 
 
-def check_source(config: TrainConfig, components: Components) -> list[Source]:
-    """The sources of a case's rows, if they and the earlier networks have what the stage needs.
+def check_source(config: TrainConfig, components: Components) -> Cases:
+    """The cases, if they and the earlier networks have what the stage needs.
 
     Raises:
       ConfigError: they have not.
     """
-    stage, sources = config.stage, row_sources(config)
-    split_cases(sources[0], config.data.source)
+    stage, cases = config.stage, open_cases(config)
     if stage != "ctvit":
-        checked_report(sources[0], config.data.source, 0, np.random.default_rng(0))
+        checked_report(cases.sources[0], config.data.source, 0, np.random.default_rng(0))
     if stage in ("maskgit", "superres") and "ctvit" not in components.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
     if stage != "ctvit" and config.model.t5 is None:
@@ -85,8 +85,8 @@ def check_source(config: TrainConfig, components: Components) -> list[Source]:
     if stage == "superres" and "t5" not in components.variables:
         raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
     if stage == "t5":
-        check_attributes(config, sources[0])
-    return sources
+        check_attributes(config, cases.sources[0])
+    return cases
 
 
 def check_attributes(config: TrainConfig, source: Source) -> None:
@@ -104,22 +104,21 @@ def check_attributes(config: TrainConfig, source: Source) -> None:
 
 
 def stage_data(
-    config: TrainConfig, workdir: Path, components: Components, prepare: str
+    config: TrainConfig, cases: Cases, workdir: Path, components: Components, prepare: str
 ) -> StageData:
-    """Open what was prepared, for what `check_data` accepts.
+    """Open what was prepared of the cases that `check_data` accepts.
 
     Raises:
       ConfigError: `data.folder` lacks cases or holds others; the message names the command
         `prepare`.
     """
-    loop, sources = config.loop, row_sources(config)
-    training, held_out = split_cases(sources[0], config.data.source)
+    loop, folder = config.loop, config.data.folder
+    sources, training, held_out = cases
     together = loop.batch_size // len(sources)  # cases of a global batch
     here = together // jax.process_count()
-    folder, keep = config.data.folder, InMemory()
-    opened: Keep = Reading(Path(folder), sources[0].cases, prepare) if folder else keep
-    arrays = stage_arrays(config, components, opened)
-    make_batch = batch_maker(config, sources, arrays, workdir, components)
+    keep: Keep = Reading(Path(folder), sources[0].cases, prepare) if folder else InMemory()
+    arrays = stage_arrays(config, sources, components, keep)
+    make_batch = batch_maker(config, cases, arrays, workdir, components)
 
     def training_batch(step: int, positions: list[int]) -> batches.Batch:
         return make_batch(step, [training[position] for position in positions])
@@ -134,26 +133,26 @@ def stage_data(
 
 def batch_maker(
     config: TrainConfig,
-    sources: Sequence[Source],
+    cases: Cases,
     arrays: list[Arrays],
     workdir: Path,
     components: Components,
 ) -> Callable[[int, list[int]], batches.Batch]:
     """(step, case numbers) -> the stage's batch."""
     if config.stage == "ctvit":
-        return lambda step, cases: batches.volume_batch(arrays, cases)
-    encode_text, seed = _text_encoding(config, workdir, components), config.loop.seed
+        return lambda step, chosen: batches.volume_batch(arrays, chosen)
+    encode_text, seed = _text_encoding(config, cases, workdir, components), config.loop.seed
     if config.stage == "maskgit":
-        rows = list(zip(arrays, sources, strict=True))
+        rows = list(zip(arrays, cases.sources, strict=True))
         return partial(batches.token_batch, rows, encode_text, seed)
     if config.stage == "superres":
         low, high = arrays
-        return partial(batches.slice_batch, sources[0], low, high, encode_text, seed)
-    return partial(batches.report_batch, sources[0], encode_text, seed)
+        return partial(batches.slice_batch, cases.sources[0], low, high, encode_text, seed)
+    return partial(batches.report_batch, cases.sources[0], encode_text, seed)
 
 
 def _text_encoding(
-    config: TrainConfig, workdir: Path, components: Components
+    config: TrainConfig, cases: Cases, workdir: Path, components: Components
 ) -> Callable[[list[str]], np.ndarray]:
     """Texts -> int32 ids, with the earlier stage's vocabulary or one of the source's reports.
 
@@ -168,11 +167,7 @@ def _text_encoding(
     if model is None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
-            train_vocabulary(
-                vocabulary_reports(open_source(config.data), config.data.source),
-                made,
-                t5.vocab_size,
-            )
+            train_vocabulary(vocabulary_reports(cases), made, t5.vocab_size)
             model = made.read_bytes()
     if jax.process_index() == 0 and (not path.exists() or path.read_bytes() != model):
         with replace_when_done(path) as temporary:
@@ -180,9 +175,8 @@ def _text_encoding(
     return partial(Tokenizer(model).encode_batch, max_length=t5.max_length)
 
 
-def vocabulary_reports(source: Source, name: str) -> Iterator[str]:
+def vocabulary_reports(cases: Cases) -> Iterator[str]:
     """Reports to make a vocabulary of: of the training cases again and again, in new wordings."""
-    training, _ = split_cases(source, name)
     for number in range(VOCABULARY_REPORTS):
-        epoch, position = divmod(number, len(training))
-        yield batches.report(source, training[position], 0, epoch)
+        epoch, position = divmod(number, len(cases.training))
+        yield batches.report(cases.sources[0], cases.training[position], 0, epoch)

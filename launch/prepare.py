@@ -64,10 +64,11 @@ def run(options: argparse.Namespace) -> None:
     config = dataclasses.replace(config, model=components.config)
     if config.stage == "t5":
         raise ConfigError("stage t5 reads reports, which need no preparing")
-    cases = check_source(config, components)[0].cases
+    sources = check_source(config, components).sources
+    count = sources[0].cases
     with locked(options.out), fixed_numerics():
-        stage_arrays(config, components, Writing(options.out, cases))
-    print(f"{options.out}: {cases} cases for stage {config.stage}; data.folder={options.out}")
+        stage_arrays(config, sources, components, Writing(options.out, count))
+    print(f"{options.out}: {count} cases for stage {config.stage}; data.folder={options.out}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gct_jax.training.config import TrainConfig
     from gct_jax.training.loop import Stage
     from gct_jax.training.stages import Components
+    from launch.arrays import Cases
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,11 +93,11 @@ def run(options: argparse.Namespace) -> None:
     stage = make_stage(config)
     fitting_mesh(config.loop)
     prepare = prepare_command(options)
-    check_data(config, components, prepare)
+    cases = check_data(config, components, prepare)
     inputs = run_inputs(config, components.provenance)
     with alone_in(options.workdir):
         check_resume(options.workdir, config, inputs, options.accept_changes)
-        step = train_in(options.workdir, config, components, stage, inputs, prepare)
+        step = train_in(options.workdir, config, components, stage, inputs, cases, prepare)
     if step < config.loop.steps:
         raise UnfinishedError(
             f"stopped at step {step} of {config.loop.steps} and saved; "
@@ -119,6 +120,7 @@ def train_in(
     components: "Components",
     stage: "Stage",
     inputs: dict,
+    cases: "Cases",
     prepare: str,
 ) -> int:
     """Open the data and train in a folder that no other run uses.
@@ -133,7 +135,7 @@ def train_in(
     from launch.data import stage_data
     from launch.samples import SAMPLERS, sample_function
 
-    data = stage_data(config, workdir, components, prepare)
+    data = stage_data(config, cases, workdir, components, prepare)
 
     def on_change(status: str, step: int) -> None:
         if jax.process_index() == 0:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from data_pipelines.generatect.volumes import read_metadata
 from gct_jax.errors import ConfigError, InputError
@@ -70,14 +71,19 @@ def read_impressions(sheet: str | Path) -> dict[str, str | None]:
 
     Raises:
       ConfigError: openpyxl is missing.
-      InputError: the first row does not name the columns AccessionNo and Impressions.
+      InputError: the file cannot be read, or its first row does not name the columns AccessionNo
+        and Impressions.
     """
     try:
         from openpyxl import load_workbook
+        from openpyxl.utils.exceptions import InvalidFileException
     except ModuleNotFoundError:
         raise ConfigError("openpyxl is missing, which reads .xlsx; pip install '.[data]'") from None
 
-    workbook = load_workbook(sheet, read_only=True)
+    try:
+        workbook = load_workbook(sheet, read_only=True)
+    except (OSError, KeyError, BadZipFile, InvalidFileException) as error:
+        raise InputError(f"{sheet}: {error}") from None
     try:
         header, *rows = workbook.worksheets[0].iter_rows(values_only=True)
     finally:

@@ -9,13 +9,17 @@ compare with them; a new model wants true geometry.
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from data_pipelines.generatect import reports, volumes
 from data_pipelines.source import HELD_OUT, TRAINING
-from gct_jax.errors import ConfigError
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
+from gct_jax.volumes.intensity import to_int16_hu
 
 
 class GenerateCTSource:
@@ -34,14 +38,11 @@ class GenerateCTSource:
             raise ConfigError(f"data.root = {data.root!r} is no folder of patients")
         try:
             impressions = reports.read_impressions(data.reports)
-        except ConfigError:
-            raise
-        except (OSError, ValueError, KeyError) as error:
+        except InputError as error:
             raise ConfigError(f"cannot read data.reports = {data.reports!r}: {error}") from None
         lines, skipped = reports.collect_lines(data.root, impressions, reports.reference_line)
-        kept = {path: line for path, line in lines.items() if volumes.accepted(_slices(path))}
-        self._paths = sorted(kept)[: data.cases]
-        self._lines = [kept[path] for path in self._paths]
+        self._paths = [path for path in sorted(lines) if _accepted(path, skipped)][: data.cases]
+        self._lines = [lines[path] for path in self._paths]
         self.cases = len(self._paths)
         if not self.cases:
             reasons = "; ".join(f"{path}: {text}" for path, text in list(skipped.items())[:1])
@@ -69,7 +70,7 @@ class GenerateCTSource:
             )
         path = self._paths[case]
         unit = volumes.load_ctvit_volume(path, volumes.read_metadata(path), slices, rows)
-        return np.rint(1000 * unit).astype(np.int16)
+        return to_int16_hu(unit)
 
     def report(self, case: int, rng: np.random.Generator) -> str:
         """The line that the published datasets give; there is one wording."""
@@ -94,7 +95,14 @@ class GenerateCTSource:
         """Real patients have no other findings."""
 
 
-def _slices(path: Path) -> int:
-    import nibabel as nib
-
-    return int(nib.Nifti1Image.from_filename(path).shape[2])
+def _accepted(path: Path, skipped: dict[Path, str]) -> bool:
+    """Whether the published datasets keep the volume; `skipped` notes why not."""
+    try:
+        slices = int(nib.Nifti1Image.from_filename(path).shape[2])
+    except (OSError, EOFError, IndexError, ImageFileError, HeaderDataError) as error:
+        skipped[path] = f"no readable NIfTI: {error}"
+        return False
+    if not volumes.accepted(slices):
+        skipped[path] = f"{slices} slices"
+        return False
+    return True

@@ -33,6 +33,11 @@ def from_unit(volume: Array) -> Array:
     return volume.astype(np.float32).clip(-1.0, 1.0) * 1000.0
 
 
+def to_int16_hu(volume: "np.ndarray | jax.Array") -> np.ndarray:
+    """Values in [-1, 1] to whole HU, as files and prepared cases hold them."""
+    return np.rint(from_unit(np.asarray(volume))).astype(np.int16)
+
+
 def to_superres(volume_hu: Array) -> Array:
     """HU to float32 in [0, 1], equations (1) and (2)."""
     return (to_unit(volume_hu) + 1.0) / 2.0

@@ -24,7 +24,7 @@ from gct_jax.sampling.cascade import (
     super_resolve,
 )
 from gct_jax.volumes.grid import Grid
-from gct_jax.volumes.intensity import from_unit, to_unit
+from gct_jax.volumes.intensity import to_int16_hu, to_unit
 
 BATCH = 8
 
@@ -70,12 +70,14 @@ class Generator:
             {},
             room=BATCH,
         )
-        return _int16(low.volumes[..., 0])
+        return to_int16_hu(low.volumes[..., 0])
 
 
 def render_cases(cases: Sequence[Case], grid: Grid, title: str) -> np.ndarray:
     """Int16 HU [len(cases), depth, height, width], clipped to the models' range."""
-    return np.stack([_int16(to_unit(render(c.anatomy, grid))) for c in tqdm(cases, desc=title)])
+    return np.stack(
+        [to_int16_hu(to_unit(render(c.anatomy, grid))) for c in tqdm(cases, desc=title)]
+    )
 
 
 def rebuild(model: Model, volumes_hu: np.ndarray, title: str) -> np.ndarray:
@@ -86,7 +88,7 @@ def rebuild(model: Model, volumes_hu: np.ndarray, title: str) -> np.ndarray:
     rebuilt = [
         run(variables, to_unit(v)[None, ..., None])[0, ..., 0] for v in tqdm(volumes_hu, title)
     ]
-    return np.stack([_int16(volume) for volume in rebuilt])
+    return np.stack([to_int16_hu(volume) for volume in rebuilt])
 
 
 def enlarge(
@@ -98,8 +100,4 @@ def enlarge(
     text = embed_text(model.variables("t5"), text_ids, config=model.config)
     low = to_unit(slices_hu)[None, ..., None]
     mask, keys = jnp.asarray(text_ids > 0), [random_key(seed)]
-    return _int16(super_resolve(model, low, text, mask, keys, settings)[0, ..., 0])
-
-
-def _int16(volume) -> np.ndarray:
-    return np.round(from_unit(np.asarray(volume))).astype(np.int16)
+    return to_int16_hu(super_resolve(model, low, text, mask, keys, settings)[0, ..., 0])

@@ -55,8 +55,8 @@ def test_prepared_and_rendered_cases_make_the_same_batches(model, tmp_path, stag
     made = []
     for folder in ("", str(pool)):
         chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=folder))
-        data.check_data(chosen, components, "")
-        opened = data.stage_data(chosen, tmp_path, components, "")
+        cases = data.check_data(chosen, components, "")
+        opened = data.stage_data(chosen, cases, tmp_path, components, "")
         made.append([next(opened.batches(3)), *opened.held_out])
     for rendered, read in zip(*made, strict=True):
         assert rendered.keys() == read.keys()

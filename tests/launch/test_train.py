@@ -18,6 +18,7 @@ from gct_jax.model_folder import load_model
 from gct_jax.runtime.lock import locked
 from gct_jax.training.stages import Components, load_components
 from launch import arrays, data, export_model, train
+from launch.arrays import open_cases
 
 BALLS = "data.source=ball_source:Balls"
 PLAIN = "data.source=ball_source:Plain"
@@ -359,7 +360,9 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     monkeypatch.setattr(data, "batch_maker", maker)
     options = ["data.cases=20", "data.held_out=9", "loop.batch_size=4", "loop.seed=3"]
     config = override(tiny.ctvit(), options)
-    made = data.stage_data(config, tmp_path, Components(config.model, {}, None), "")
+    made = data.stage_data(
+        config, open_cases(config), tmp_path, Components(config.model, {}, None), ""
+    )
     assert asked == [(0, [11, 12, 13, 14]), (0, [15, 16, 17, 18])]
     asked.clear()
     stream = made.batches(5)
@@ -370,7 +373,9 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
 
     asked.clear()  # with counterfactual pairs a case gives two rows
     pairs = override(config, ["ctvit.counterfactual_pairs=True"])
-    made = data.stage_data(pairs, tmp_path, Components(config.model, {}, None), "")
+    made = data.stage_data(
+        pairs, open_cases(pairs), tmp_path, Components(config.model, {}, None), ""
+    )
     assert [len(cases) for _, cases in asked] == [2, 2, 2, 2]
     for step in range(5):
         next(made.batches(step))

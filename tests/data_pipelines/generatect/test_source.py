@@ -72,6 +72,7 @@ def test_a_patient_is_never_split(root, sheet):
         ({"root": "nowhere"}, "data.root = 'nowhere' is no folder"),
         ({"root": ""}, "data.root = '' is no folder"),
         ({"reports": "none.xlsx"}, "cannot read data.reports = 'none.xlsx'"),
+        ({"reports": ""}, "cannot read data.reports = ''"),
     ],
 )
 def test_what_is_missing_is_named(root, sheet, changes, message):
@@ -86,3 +87,10 @@ def test_a_folder_without_usable_volumes_says_why(sheet, tmp_path):
     (case / "acc_x_1.nii.gz").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"no usable volume.*acc_x is not in the sheet"):
         open_source(DataConfig(source="generatect", root=str(tmp_path), reports=str(sheet)))
+
+
+def test_a_damaged_volume_is_passed_over(root, sheet, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (copy / "patient1" / "acc_b" / "acc_b_1.nii.gz").write_bytes(b"no image")
+    data = DataConfig(source="generatect", root=str(copy), reports=str(sheet), held_out=1)
+    assert open_source(data).cases == 2
