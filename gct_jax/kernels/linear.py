@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from gct_jax.array_types import Array
-from gct_jax.kernels.bilinear import bilinear
-from gct_jax.kernels.target import target_platform
 
 
 def linear(
@@ -44,39 +41,11 @@ def matrix_product(
     Flax asks for and hold nothing that the shapes do not say.
     """
     del dimension_numbers
-    rows = x.reshape(-1, x.shape[-1])
-    if x.dtype == jnp.bfloat16 and preferred_element_type is None and target_platform() == "cpu":
-        y = bfloat16_product(rows, kernel)
-    else:
-        y = lax.dot_general(
-            rows,
-            kernel,
-            (((1,), (0,)), ((), ())),
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
+    y = lax.dot_general(
+        x.reshape(-1, x.shape[-1]),
+        kernel,
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
     return y.reshape(*x.shape[:-1], kernel.shape[1])
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
-
-
-_bfloat16_product = bilinear(
-    "bfloat16_product",
-    _product,
-    lambda gradient, b: _product(gradient, b.T),
-    lambda a, gradient: _product(a.T, gradient),
-)
-
-
-def bfloat16_product(
-    a: Float[Array, "rows inputs"], b: Float[Array, "inputs features"]
-) -> Float[Array, "rows features"]:
-    """Product of two matrices in bfloat16, summed in float32 and then rounded, as are its
-    gradients.
-
-    Where the sum is not asked for in float32, XLA's CPU backend turns both matrices into float32
-    first, and the processor's units for bfloat16, several times as fast, stay idle.
-    """
-    return _bfloat16_product(a, b)

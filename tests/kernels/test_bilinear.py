@@ -9,7 +9,6 @@ from jax.test_util import check_grads
 
 from gct_jax.kernels.bilinear import bilinear
 from gct_jax.kernels.convolution import convolution, depthwise
-from gct_jax.kernels.linear import bfloat16_product
 
 calls = []
 
@@ -103,10 +102,3 @@ def test_a_convolution_has_both_modes(image, kernel, monkeypatch):
 def test_a_depthwise_convolution_has_both_modes(past):
     x, kernel, bias = arrays((1, 3, 4, 5, 2), (3, 3, 3, 2), (2,))
     check_grads(lambda *a: depthwise(*a, past), (x, kernel, bias), 2, atol=0.05, rtol=0.05)
-
-
-def test_a_product_in_bfloat16_has_both_modes():
-    a, b, da = (x.astype(jnp.bfloat16) for x in arrays((4, 8), (8, 3), (4, 8)))
-    value, tangent = jax.jvp(lambda a: bfloat16_product(a, b), (a,), (da,))
-    assert tangent.dtype == value.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(tangent, bfloat16_product(da, b))
