@@ -170,10 +170,9 @@ def test_a_ct_is_checked():
         gct_jax.CT(np.zeros((3, 3)), np.eye(4))
     with pytest.raises(InputError, match="4 x 4"):
         gct_jax.CT(np.zeros((3, 3, 3)), np.eye(3))
-    moved = np.diag([1.0, 1, 1, 1])
-    moved[0, 3] = 50
-    with pytest.raises(InputError, match="another centre"):
-        gct_jax.CT(np.zeros((3, 3, 3)), np.eye(4)).resampled(Grid((3, 3, 3), moved))
+    turned = np.eye(4)[[1, 0, 2, 3]]
+    with pytest.raises(InputError, match="other directions"):
+        gct_jax.CT(np.zeros((3, 3, 3)), np.eye(4)).resampled(Grid((3, 3, 3), turned))
 
 
 def test_a_missing_network_is_named(model, tmp_path):

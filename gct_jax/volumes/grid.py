@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gct_jax.errors import InputError
+
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 SLIGHT_SHEAR = 0.1  # of a voxel: what rounding in a header amounts to
@@ -89,6 +91,20 @@ def regrid_affine(
 def grid_centre(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """World coordinates [3] of the middle of a grid."""
     return affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
+
+
+def centre_offset_mm(source: Grid, grid: Grid) -> Spacing:
+    """From the centre of `source` to that of `grid`, along the axes of `source`.
+
+    Raises:
+      InputError: their axes have other directions.
+    """
+    directions = source.affine[:3, :3] / source.spacing_mm
+    if np.abs(directions - grid.affine[:3, :3] / grid.spacing_mm).max() > 1e-3:
+        raise InputError("the grids' axes have other directions")
+    between = grid_centre(grid.affine, grid.shape) - grid_centre(source.affine, source.shape)
+    depth, height, width = directions.T @ between
+    return float(depth), float(height), float(width)
 
 
 def affine_about(centre: np.ndarray, steps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,16 +1,14 @@
 """CT volumes in NIfTI files: any orientation in, RAS out, Hounsfield units on both sides.
 
 A file's affine maps voxel indices to millimetres in a right-handed world whose axes point to the
-patient's right-to-left R+, posterior-to-anterior A+ and inferior-to-superior S+ ends. An oblique
-volume is not resampled on reading: its axes are taken for the nearest anatomical ones and its
-affine is kept. A sheared one (a tilted gantry, an affine registration) is resampled onto orthogonal
-axes. Whatever was not read as it stands is told in `CTVolume.notes`.
+patient's right-to-left R+, posterior-to-anterior A+ and inferior-to-superior S+ ends. Whatever was
+not read as it stands is told in `CTVolume.notes`.
 """
 
 import gzip
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +25,8 @@ from nibabel.spatialimages import HeaderDataError
 
 from gct_jax.errors import InputError
 from gct_jax.runtime.files import replace_when_done
-from gct_jax.volumes.file_formats import require_nifti
+from gct_jax.volumes.canonical import CTVolume, canonical, internal_order, require_field
+from gct_jax.volumes.file_formats import data_path, header_path, require_nifti
 from gct_jax.volumes.grid import (
     Spacing,
     affine_about,
@@ -36,16 +35,13 @@ from gct_jax.volumes.grid import (
     centred_affine,
     grid_centre,
     is_orthogonal,
-    orthogonal_grid,
-    shear_mm,
-    tilt_degrees,
 )
 from gct_jax.volumes.nifti_header import read_header, read_placement
-from gct_jax.volumes.plausibility import require_field_of_view, require_hounsfield
+from gct_jax.volumes.plausibility import (
+    is_hounsfield,
+    require_hounsfield,
+)
 
-INTERNAL_AXES = "SPL"  # [depth, height, width]
-LOWEST_HU = -1024.0  # scanners mark voxels outside the field of view by less, down to -8192
-NOTABLE_TILT_DEGREES = 20.0
 SCANNER_CODE = 1
 DESCRIPTION_BYTES = 79
 UNREADABLE = (  # what nibabel raises on files that are damaged in different places
@@ -59,40 +55,6 @@ UNREADABLE = (  # what nibabel raises on files that are damaged in different pla
 )
 
 
-@dataclass(frozen=True, eq=False)
-class CTVolume:
-    """A CT in internal axes.
-
-    Attributes:
-      volume_hu: float32 [depth, height, width] in HU, at least -1024.
-      affine: float64 [4, 4] with orthogonal axes, maps (depth, height, width, 1) to RAS+ mm.
-      stored_axes: the directions in which the file's own three axes grow, e.g. "LAS".
-      stored_order: int [3, 2]; for each of depth, height and width the axis of the file and 1 or -1
-        for its direction there.
-      form: "sform", "qform" or "none", where the file says it lies; "none": `affine` is a guess.
-      form_code: NIfTI's code of that form, 0 for "none".
-      notes: sentences on what was not read as it stands.
-    """
-
-    volume_hu: np.ndarray
-    affine: np.ndarray
-    stored_axes: str
-    stored_order: np.ndarray
-    form: str
-    form_code: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def oriented(self) -> bool:
-        """False if the file states no orientation."""
-        return self.form != "none"
-
-    @property
-    def spacing_mm(self) -> Spacing:
-        """Distance between voxel centres along depth, height and width."""
-        return affine_spacing(self.affine)
-
-
 def read_volume(
     path: str | Path,
     *,
@@ -100,6 +62,8 @@ def read_volume(
     spacing_mm: Spacing | None = None,
     trust_spacing: bool = False,
     require_orientation: bool = False,
+    rescale: tuple[float, float] | None = None,
+    default_axes: str = "LAS",
 ) -> CTVolume:
     """Read a CT from a NIfTI file: `.nii`, `.nii.gz` or a pair `.hdr`, `.img`.
 
@@ -113,6 +77,9 @@ def read_volume(
       spacing_mm: (depth, height, width) to use instead of the file's.
       trust_spacing: accept a field of view that no chest CT has.
       require_orientation: refuse a file that states no orientation.
+      rescale: (slope, intercept) that turn the file's values into HU; left alone, with a note, if
+        they are HU as they stand.
+      default_axes: directions of the file's axes if it states none.
 
     Raises:
       InputError: the file is missing, damaged or of another format; is not one 3-D volume; places
@@ -133,50 +100,67 @@ def read_volume(
             f"{path}: it states no orientation (sform and qform have code 0); without "
             "--require-orientation it would be read as LAS"
         )
+    notes: list[str] = []
+    if rescale is not None:
+        volume, told = _rescaled(volume, *rescale)
+        notes += told
     require_hounsfield(volume, str(path))
-    transform = ornt_transform(io_orientation(placement.affine), axcodes2ornt(tuple(INTERNAL_AXES)))
-    affine = placement.affine @ inv_ornt_aff(transform, volume.shape)
-    volume = apply_orientation(volume, transform)
+    if placement.form == "none" and default_axes != "LAS":
+        placement = placement._replace(affine=_turned(placement.affine, default_axes, volume.shape))
     axes = "".join(nib.aff2axcodes(placement.affine))
-    notes = []
     if placement.form == "none":
-        notes.append(f"it states no orientation; its axes were taken for {axes}, as nibabel does")
+        nibabel = ", as nibabel does" if axes == "LAS" else ""
+        notes.append(f"it states no orientation; its axes were taken for {axes}{nibabel}")
+    affine = placement.affine
     if spacing_mm is not None:
-        notes.append(
-            f"spacing {by(spacing_mm, 4)} mm as stated, instead of {by(affine_spacing(affine), 4)}"
-        )
-        steps = affine[:3, :3] / affine_spacing(affine) * spacing_mm
-        affine = affine_about(grid_centre(affine, volume.shape), steps, volume.shape)
-    unit = "" if spacing_mm is not None else placement.unit
+        affine, note = _with_spacing(affine, volume.shape, spacing_mm)
+        notes.append(note)
     if not trust_spacing:
-        require_field_of_view(volume.shape, affine_spacing(affine), str(path), unit)
-        upright_affine, upright_shape = orthogonal_grid(affine, volume.shape)
-        require_field_of_view(upright_shape, affine_spacing(upright_affine), str(path), unit)
-    volume, affine, resampled = _upright(volume, affine)
-    if tilt_degrees(affine) > NOTABLE_TILT_DEGREES:
-        notes.append(
-            f"its axes lie up to {tilt_degrees(affine):.0f} degrees off the patient's; the model "
-            "sees it turned by as much"
-        )
-    return CTVolume(
-        volume_hu=np.maximum(volume, LOWEST_HU, order="C"),
-        affine=affine,
-        stored_axes=axes,
-        stored_order=_inverse(transform),
-        form=placement.form,
-        form_code=placement.code,
-        notes=(*notes, *resampled),
+        unit = "" if spacing_mm is not None else placement.unit
+        require_field(volume.shape, affine, str(path), unit)
+    return canonical(volume, affine, placement.form, placement.code, notes)
+
+
+def _rescaled(volume: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, list[str]]:
+    """Values in HU, and a note if they were that already."""
+    if (slope, intercept) == (1.0, 0.0):
+        return volume, []
+    if is_hounsfield(volume):
+        return volume, [
+            f"its values are HU already; slope {slope:g} and intercept {intercept:g} left out"
+        ]
+    volume *= np.float32(slope)
+    volume += np.float32(intercept)
+    return volume, []
+
+
+def _with_spacing(
+    affine: np.ndarray, shape: tuple[int, ...], spacing_mm: Spacing
+) -> tuple[np.ndarray, str]:
+    """The affine with (depth, height, width) as stated, and a note."""
+    order = internal_order(affine)[:, 0].astype(int)  # of each axis of the file
+    stated = np.array(spacing_mm)[order]
+    note = (
+        f"spacing {by(spacing_mm, 4)} mm as stated, instead of "
+        f"{by(tuple(np.array(affine_spacing(affine))[np.argsort(order)].tolist()), 4)}"
     )
+    steps = affine[:3, :3] / affine_spacing(affine) * stated
+    return affine_about(grid_centre(affine, shape), steps, shape), note
+
+
+def _turned(affine: np.ndarray, axes: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An affine with the same spacing and centre whose axes grow towards `axes`."""
+    order = axcodes2ornt(tuple(axes)).astype(int)
+    steps = np.zeros((3, 3))
+    for axis, (world, direction) in enumerate(order):
+        steps[world, axis] = direction * np.linalg.norm(affine[:3, axis])
+    return affine_about(grid_centre(affine, shape), steps, shape)
 
 
 def _voxels(path: Path) -> np.ndarray:
     """Values of the file, float32 [i, j, k], its scaling applied."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            while file.read(1 << 24):  # to the end, where the checksum is; nibabel stops before
-                pass
     with LoggingOutputSuppressor():  # what is wrong with a header is told by `read_placement`
-        image = nib.load(path)
+        image = _load(path)
     if not isinstance(image, nib.Nifti1Pair):
         raise ImageFileError("not a NIfTI file")
     shape = image.shape
@@ -189,27 +173,18 @@ def _voxels(path: Path) -> np.ndarray:
     return image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
 
 
-def _upright(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
-    """Volume and affine on orthogonal axes, and a note if that took resampling."""
-    new_affine, new_shape = orthogonal_grid(affine, volume.shape)
-    if is_orthogonal(affine, volume.shape):
-        return volume, new_affine, ()
-    from gct_jax.volumes.resample import resample_to_affine
-
-    note = (
-        f"its axes are sheared by up to {shear_mm(affine, volume.shape):.1f} mm; resampled to "
-        f"{by(new_shape, 4)} voxels of {by(affine_spacing(new_affine), 4)} mm on orthogonal axes"
-    )
-    resampled = resample_to_affine(volume, affine, new_affine, new_shape, fill=LOWEST_HU)
-    return np.asarray(resampled), new_affine, (note,)
-
-
-def _inverse(transform: np.ndarray) -> np.ndarray:
-    """The way back of an orientation transform [3, 2]."""
-    inverse = np.empty((3, 2), int)
-    for axis, (target, direction) in enumerate(transform.astype(int)):
-        inverse[target] = axis, direction
-    return inverse
+def _load(path: Path) -> Any:
+    """nibabel's image. A compressed one is unpacked to its end, where the checksum is."""
+    if path.suffix != ".gz":
+        return nib.load(path)
+    if path.name.endswith((".img.gz", ".hdr.gz")):
+        for part in (header_path(path), data_path(path)):
+            gzip.decompress(part.read_bytes())
+        return nib.load(path)
+    with gzip.open(path) as file:
+        content = file.read()
+    newer = 540 in (int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big"))
+    return (nib.Nifti2Image if newer else nib.Nifti1Image).from_bytes(content)
 
 
 def write_volume(path: str | Path, volume_hu: np.ndarray, spacing_mm: Spacing) -> None:

@@ -7,6 +7,7 @@ from gct_jax.volumes.grid import Spacing
 
 SMALLEST_FIELD_MM, LARGEST_FIELD_MM = 80.0, 1000.0  # in the plane of a slice
 LONGEST_MM = 2500.0  # along the depth
+LEAST_SHARE = 0.005  # of the voxels
 UNIT_FACTORS = (
     (1e-3, "are the units micrometres instead of millimetres?"),
     (1e3, "are the units metres instead of millimetres?"),
@@ -44,18 +45,27 @@ def _fits(size_mm: np.ndarray) -> bool:
     return depth <= LONGEST_MM and all(SMALLEST_FIELD_MM <= x <= LARGEST_FIELD_MM for x in plane)
 
 
-def require_hounsfield(volume_hu: np.ndarray, name: str) -> None:
-    """Raise InputError unless the values can be a CT of the body in Hounsfield units.
+def is_hounsfield(volume_hu: np.ndarray) -> bool:
+    """Whether the values can be a CT of the body in Hounsfield units: air or lung (-1020 to -300
+    HU) and fat or soft tissue (-300 to 300 HU), each in more than one voxel of 200. Padding (-1024
+    HU and less) does not count as air."""
+    air, tissue = _shares(volume_hu)
+    return air > LEAST_SHARE and tissue > LEAST_SHARE
 
-    Such a volume has air or lung (-1020 to -300 HU) and fat or soft tissue (-300 to 300 HU), each
-    in more than one voxel of 200. Padding (-1024 HU and less) does not count as air.
-    """
+
+def _shares(volume_hu: np.ndarray) -> tuple[float, float]:
+    """Of air and of tissue."""
+    air = np.count_nonzero((volume_hu > -1020) & (volume_hu < -300))
+    tissue = np.count_nonzero((volume_hu >= -300) & (volume_hu <= 300))
+    return air / volume_hu.size, tissue / volume_hu.size
+
+
+def require_hounsfield(volume_hu: np.ndarray, name: str) -> None:
+    """Raise InputError unless the values are finite and `is_hounsfield`."""
     low, high = float(volume_hu.min()), float(volume_hu.max())
     if not np.isfinite([low, high]).all():
         raise InputError(f"{name}: has NaN or infinite voxels; replace them, for instance by -1024")
-    air = np.mean((volume_hu > -1020) & (volume_hu < -300))
-    tissue = np.mean(np.abs(volume_hu) <= 300)
-    if air > 0.005 and tissue > 0.005:
+    if is_hounsfield(volume_hu):
         return
     if low == high:
         reason = "all voxels are equal"
@@ -63,7 +73,9 @@ def require_hounsfield(volume_hu: np.ndarray, name: str) -> None:
         reason = "the values look scaled to a unit range; multiply them back to HU"
     elif low >= 0 and high <= 255:
         reason = "the values look like 8-bit grey levels"
-    elif air <= 0.005:
+    elif high > 32767:
+        reason = "negative values seem to have been stored as unsigned numbers; convert it anew"
+    elif _shares(volume_hu)[0] <= LEAST_SHARE:
         reason = "there is no air or lung; was the rescale intercept left out?"
     else:
         reason = "there is no soft tissue; was the rescale intercept applied twice?"
