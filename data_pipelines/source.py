@@ -5,17 +5,21 @@ named as "MODULE:CLASS" in `data.source`. It is built with the `DataConfig`.
 """
 
 import importlib
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import jax
 import numpy as np
 
 from gct_jax.errors import ConfigError
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
 
+if TYPE_CHECKING:
+    import jax
+
 SOURCES = {
     "phantom": "data_pipelines.phantom.source:PhantomSource",
+    "ct_rate": "data_pipelines.ct_rate:CTRateSource",
+    "folder": "data_pipelines.folder:FolderSource",
     "generatect": "data_pipelines.generatect.source:GenerateCTSource",
 }
 TRAINING, HELD_OUT = "training", "held_out"

@@ -7,7 +7,8 @@ from gct_jax.errors import ConfigError
 # The modules of each extra of pyproject.toml that an entry point asks for.
 MODULES = {
     "train": ("optax", "orbax", "tensorboardX", "filelock"),
-    "evaluate": ("scipy", "skimage", "matplotlib"),
+    "data": ("tensorflow", "tensorflow_datasets", "importlib_resources", "zstandard", "matplotlib"),
+    "evaluate": ("skimage", "matplotlib"),
     "benchmark": ("psutil", "matplotlib", "optax", "orbax", "tensorboardX", "filelock"),
     "tpu": ("libtpu",),
 }

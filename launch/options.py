@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """--config, --from, --allow-unfinished and field=value."""
     parser.add_argument("--config", required=True, metavar="FILE:NAME")
+    add_network_options(parser)
+    parser.add_argument("overrides", nargs="*", metavar="field=value")
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """--from and --allow-unfinished."""
     parser.add_argument(
         "--from",
-        dest="sources",
+        dest="networks",
         action="append",
         type=Path,
         default=[],
@@ -29,7 +35,6 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take networks of a --from run that has not reached its last step",
     )
-    parser.add_argument("overrides", nargs="*", metavar="field=value")
 
 
 def load_config(spec: str, overrides: list[str]) -> "TrainConfig":
@@ -60,7 +65,7 @@ def load_config(spec: str, overrides: list[str]) -> "TrainConfig":
 def prepare_command(options: argparse.Namespace) -> str:
     """The command that prepares what a call of `launch.train` trains on."""
     words = ["python", "-m", "launch.prepare", "--config", options.config]
-    for folder in options.sources:
+    for folder in options.networks:
         words += ["--from", str(folder)]
     folders = [text for text in options.overrides if text.startswith("data.folder=")]
     words += ["--out", folders[-1].partition("=")[2] if folders else "FOLDER"]

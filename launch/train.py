@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     require_devices()
     components = join_components(
         config.model,
-        options.sources,
+        options.networks,
         allow_unfinished=options.allow_unfinished,
         accept_mismatch=options.accept_changes,
     )

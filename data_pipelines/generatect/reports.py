@@ -5,18 +5,16 @@ becomes 01, 18 months become 18 years, what is missing becomes "None" or "nan". 
 what is known and nothing else.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 from data_pipelines.generatect.volumes import read_metadata
+from data_pipelines.patients import clean_text, parse_age, parse_sex, prompt_line
 from gct_jax.errors import ConfigError, InputError
 
 SEXES = {"m": "male", "f": "female"}
-AGE_UNITS = {"D": "day", "W": "week", "M": "month", "Y": "year"}
-NO_IMPRESSION = ("", "nan", "none", "not given.")
 DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 
 
@@ -48,22 +46,9 @@ def report_line(metadata: Mapping[str, Any], impression: str | None) -> str | No
     Returns:
       The line, or None if there is no impression.
     """
-    impression = " ".join((impression or "").split())
-    if impression.lower() in NO_IMPRESSION:
-        return None
-    age = spoken_age(metadata.get("PatientAge"))
-    sex = SEXES.get(str(metadata.get("PatientSex")).lower())
-    patient = " ".join(word for word in (age, sex) if word)
-    return f"{patient}: {impression}" if patient else impression
-
-
-def spoken_age(dicom_age: str | None) -> str | None:
-    """DICOM age string to words: "101Y" -> "101 years old", "018M" -> "18 months old"."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", (dicom_age or "").strip().upper())
-    if not match:
-        return None
-    number = int(match[1])
-    return f"{number} {AGE_UNITS[match[2]]}{'' if number == 1 else 's'} old"
+    age = parse_age(metadata.get("PatientAge"))
+    sex = parse_sex(metadata.get("PatientSex"))
+    return prompt_line(age, sex, clean_text(impression)) or None
 
 
 def read_impressions(sheet: str | Path) -> dict[str, str | None]:

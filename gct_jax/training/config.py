@@ -53,7 +53,9 @@ class DataConfig(Checked):
 
     `source` is the name of a source, or "MODULE:CLASS" of one's own. It has at most `cases` cases,
     of which about `held_out` serve evaluation only (whole patients do).
-    `root` and `reports` say where a source's files lie, if it has any.
+    `root` and `reports` say where a source's files lie, if it has any; `exclude` names files that
+    list cases to leave out, `text` the part of a report that is read where there are several,
+    `one_per_scan` leaves out further reconstructions of a scan.
     `folder` is what `launch.prepare` wrote for this configuration; several stages may share it.
     "" trains on what is rendered case by case, which a single process on the phantom can.
     Super-resolution keeps `slices_per_case` random slices of each case.
@@ -66,6 +68,9 @@ class DataConfig(Checked):
     held_out: int = number(16, least=1)
     root: str = ""
     reports: str = ""
+    exclude: tuple[str, ...] = ()
+    text: str = choice("impressions", ("findings", "impressions", "both"))
+    one_per_scan: bool = False
     folder: str = ""
     slices_per_case: int = number(8, least=1)
 

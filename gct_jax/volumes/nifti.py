@@ -121,6 +121,20 @@ def read_volume(
     return canonical(volume, affine, placement.form, placement.code, notes)
 
 
+def stated_spacing(path: str | Path, form: str | None = None) -> Spacing | None:
+    """(depth, height, width) in mm as the file's header says; None if it says nothing usable."""
+    path = Path(path)
+    try:
+        require_nifti(path)
+        affine = read_placement(path, read_header(path), form).affine
+    except (InputError, *UNREADABLE):
+        return None
+    depth, height, width = np.array(affine_spacing(affine))[
+        np.argsort(internal_order(affine)[:, 0])
+    ].tolist()
+    return depth, height, width
+
+
 def _rescaled(volume: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, list[str]]:
     """Values in HU, and a note if they were that already."""
     if (slope, intercept) == (1.0, 0.0):

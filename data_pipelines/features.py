@@ -1,0 +1,87 @@
+"""What a record of prepared volumes holds, for TensorFlow Datasets.
+
+volume       int16 HU [depth, height, width], packed by Zstandard
+spacing_mm   float32 [3], along the same axes
+report       the line that networks read, "" without one
+labels       int8 [18] in CT-RATE's order, -1 where not known
+age_years    float32, NaN if not known;  sex "male", "female" or ""
+case, patient, scan    names, or pseudonyms of them
+placement    JSON of `gct_jax.volumes.placement.Placement`
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines.records import load_tensorflow
+
+tf = load_tensorflow()
+FINDINGS = 18
+
+
+class ZstdVolume(tfds.features.FeatureConnector):
+    """An int16 volume of any shape, packed by Zstandard; TensorFlow unpacks it in its graph."""
+
+    def get_tensor_info(self) -> Any:
+        """[depth, height, width]."""
+        return tfds.features.TensorInfo(shape=(None, None, None), dtype=np.int16)
+
+    def get_serialized_info(self) -> Any:
+        """The packed bytes and the shape."""
+        return {
+            "packed": tfds.features.TensorInfo(shape=(), dtype=np.object_),
+            "shape": tfds.features.TensorInfo(shape=(3,), dtype=np.int64),
+        }
+
+    def encode_example(self, example_data: Any) -> Any:
+        """From `(packed, shape)`, or from an array."""
+        if isinstance(example_data, tuple):
+            packed, shape = example_data
+        else:
+            import zstandard
+
+            array = np.ascontiguousarray(example_data, "<i2")
+            packed, shape = zstandard.compress(array.tobytes(), 1), array.shape
+        return {"packed": packed, "shape": np.array(shape, np.int64)}
+
+    def decode_example(self, tfexample_data: Any) -> Any:
+        """Packed bytes and shape -> int16 [depth, height, width]."""
+        content = tf.io.decode_compressed(tfexample_data["packed"], "ZSTD")
+        return tf.reshape(tf.io.decode_raw(content, tf.int16), tfexample_data["shape"])
+
+    def to_json_content(self) -> Any:
+        """It has no options."""
+        return {}
+
+    @classmethod
+    def from_json_content(cls, value: Any) -> "ZstdVolume":
+        """It has no options."""
+        del value
+        return cls()
+
+
+def volume_features() -> Any:
+    """Of a record; see the module's first lines."""
+    text = tfds.features.Text
+    return tfds.features.FeaturesDict(
+        {
+            "volume": ZstdVolume(),
+            "spacing_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+            "report": text(),
+            "labels": tfds.features.Tensor(shape=(FINDINGS,), dtype=np.int8),
+            "age_years": tfds.features.Scalar(np.float32),
+            "sex": text(),
+            "case": text(),
+            "patient": text(),
+            "scan": text(),
+            "placement": text(),
+        }
+    )
+
+
+def serialize(features: Any, example: dict[str, Any]) -> bytes:
+    """The bytes of an example, the same every time: TFDS leaves the order of fields to chance."""
+    message = tf.train.Example.FromString(features.serialize_example(example))
+    content: bytes = message.SerializeToString(deterministic=True)
+    return content

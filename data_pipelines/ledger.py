@@ -1,0 +1,145 @@
+"""What of a folder of shards is done, who writes what, and what it was made from.
+
+    FOLDER/about.json          what the shards are made from; another value is refused
+    FOLDER/shards/             see `data_pipelines.records`
+    FOLDER/locks/              a folder for each shard that is being written
+
+A shard is a range of cases; it is done when its files have appeared whole. Any number of machines
+with a common folder, or with folders that are put together later, share the shards out among them.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.records import ShardInfo, read_info, shard_name, write_shard
+from gct_jax.errors import ConfigError, GctError
+from gct_jax.runtime.files import replace_when_done
+
+FORMAT = 1
+TRAIN, VALIDATION = "train", "validation"
+
+
+class Shard(NamedTuple):
+    """Number `number` of a split, and the cases that belong to it."""
+
+    split: str
+    number: int
+    cases: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its files, without suffix."""
+        return shard_name(self.split, self.number)
+
+
+def plan_shards(splits: Mapping[str, Sequence[int]], per_shard: int) -> list[Shard]:
+    """Shards of at most `per_shard` cases each, in the order of the splits and the cases."""
+    return [
+        Shard(split, first // per_shard, tuple(cases[first : first + per_shard]))
+        for split, cases in splits.items()
+        for first in range(0, len(cases), per_shard)
+    ]
+
+
+class Ledger:
+    """The shards of one folder.
+
+    Args:
+      about: what they are made from, as plain values.
+
+    Raises:
+      ConfigError: the folder holds shards that were made from something else.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], shards: Sequence[Shard]):
+        self.folder, self.shards = folder, list(shards)
+        self.shard_folder = folder / "shards"
+        self.about = json.loads(json.dumps({"format": FORMAT, **about}))
+        path = folder / "about.json"
+        if path.exists():
+            _require_same(path, self.about)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty and holds no shards; give another --out")
+        else:
+            with replace_when_done(path) as temporary:
+                temporary.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+
+    def missing(self, share: tuple[int, int] = (0, 1)) -> list[Shard]:
+        """Shards that are not done, of those that machine `share` = (index, count) makes."""
+        index, count = share
+        return [shard for shard in self.shards[index::count] if self.info(shard) is None]
+
+    def info(self, shard: Shard) -> ShardInfo | None:
+        """Of a shard that is done, else None."""
+        return read_info(self.shard_folder, shard.name)
+
+    def infos(self, split: str) -> list[ShardInfo]:
+        """Of all shards of a split.
+
+        Raises:
+          ConfigError: one is not done.
+        """
+        found = [self.info(shard) for shard in self.shards if shard.split == split]
+        done = [info for info in found if info is not None]
+        if len(done) < len(found):
+            raise ConfigError(f"{self.folder}: {len(found) - len(done)} shards are missing")
+        return done
+
+    def write(self, shard: Shard, contents: Iterable[Any]) -> None:
+        """Write a shard, see `write_shard`.
+
+        Raises:
+          GctError: another process is at it, or the disk is full.
+        """
+        with self.alone(shard):
+            if self.info(shard) is None:
+                write_shard(self.shard_folder, shard.name, contents)
+
+    @contextlib.contextmanager
+    def alone(self, shard: Shard) -> Iterator[None]:
+        """Hold a shard's lock during the body."""
+        from gct_jax.runtime.lock import locked
+
+        folder = self.folder / "locks" / shard.name
+        try:
+            with locked(folder):
+                yield
+        except GctError as error:
+            if "is in use by" in str(error):
+                raise GctError(
+                    f"{error}. Machines that work at once need --shards COUNT and a --shard each"
+                ) from None
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are at work
+            folder.parent.rmdir()
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a folder's shards were made from.
+
+    Raises:
+      ConfigError: it is no such folder.
+    """
+    path = folder / "about.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} is no folder of shards ({path.name}: {error})") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ConfigError(f"{path}: not of format {FORMAT}")
+    return values
+
+
+def _require_same(path: Path, about: Mapping[str, Any]) -> None:
+    recorded = read_about(path.parent)
+    for name in {**about, **recorded}:
+        if recorded.get(name) != about.get(name):
+            was, now = (json.dumps(x.get(name))[:80] for x in (recorded, about))
+            raise ConfigError(
+                f"{path.parent} was prepared with {name} = {was}, not {now}; give another --out"
+            )

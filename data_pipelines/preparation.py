@@ -1,0 +1,180 @@
+"""A source's cases prepared by several processes, shard by shard, into one ledger."""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipelines.cases import ListedSource, Listing, Rejected
+from data_pipelines.ledger import TRAIN, VALIDATION, Ledger, Shard
+from data_pipelines.prepared_case import Prepared, case_key, case_name, prepare_case
+from data_pipelines.source import Source, open_source
+from gct_jax.errors import GctError
+from gct_jax.training.config import DataConfig
+from gct_jax.volumes.grid import Grid
+
+AHEAD = 2  # cases per process that are asked for before they are written
+SHARD_BYTES = 128 << 20  # of a shard, about
+PACKED = 0.55  # of a volume's bytes
+
+
+def per_shard(grid: Grid, cases: int) -> int:
+    """Cases of a shard: about 128 MB, and at least eight shards of a large set."""
+    depth, height, width = grid.shape
+    fitting = int(SHARD_BYTES / (2 * depth * height * width * PACKED))
+    return max(1, min(fitting, -(-cases // 8)))
+
+
+def split_names(training: Sequence[int], held_out: Sequence[int]) -> dict[str, Sequence[int]]:
+    """Cases by the name of their split in files."""
+    return {TRAIN: training, VALIDATION: held_out}
+
+
+def listing_hash(source: Source) -> str:
+    """Of everything that is known before a voxel is read: another list is another preparation."""
+    digest = hashlib.sha256()
+    for case in range(source.cases):
+        described: Any = [source.patient(case), source.split(case)]
+        if isinstance(source, ListedSource):
+            known = source.case(case)
+            sizes = [file.stat().st_size for file in known.files]
+            described += [known.name, known.report, known.labels, repr(known.reading), sizes]
+        digest.update(json.dumps(described).encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+def fill(
+    ledger: Ledger,
+    source: Source,
+    data: DataConfig,
+    grid: Grid,
+    depths: Sequence[int] = (),
+    *,
+    workers: int = 1,
+    share: tuple[int, int] = (0, 1),
+) -> list[Rejected]:
+    """Write the shards of this machine's `share` that are missing.
+
+    Returns:
+      What this call rejected, by the names that the terminal may show.
+
+    Raises:
+      GctError: a process was killed, the disk is full, or another process writes the same shard.
+    """
+    from data_pipelines.features import serialize, volume_features
+
+    features, missing = volume_features(), ledger.missing(share)
+    work = [(shard, case) for shard in missing for case in shard.cases]
+    rejected: list[Rejected] = []
+    results = _results(source, data, [case for _, case in work], grid, depths, workers)
+    bar = tqdm(total=len(work), unit="CT", desc="preparing", disable=not work)
+
+    def contents(shard: Shard) -> Iterator[tuple[Any, Any]]:
+        for case in shard.cases:
+            result = next(results)
+            bar.update()
+            if isinstance(result, Prepared):
+                example = {"volume": (result.packed, result.shape), **result.record}
+                yield serialize(features, example), result.facts
+            else:
+                rejected.append(result)
+                bar.write(f"rejected: {result.name}: {result.reason}")
+                yield case_key(source, case), _without_name(source, case, result.reason)
+
+    with bar:
+        for shard in missing:
+            ledger.write(shard, contents(shard))
+    return rejected
+
+
+def _without_name(source: Source, case: int, reason: str) -> str:
+    """A reason that does not say what file names say."""
+    if isinstance(source, ListedSource) and not source.names_are_public:
+        known = source.case(case)
+        for name in (known.name, *(file.name for file in known.files), known.patient):
+            reason = reason.replace(name, "it") if name else reason
+    return reason
+
+
+def _results(
+    source: Source,
+    data: DataConfig,
+    cases: Sequence[int],
+    grid: Grid,
+    depths: Sequence[int],
+    workers: int,
+) -> Iterator[Prepared | Rejected]:
+    """Of each case in order, made by `workers` processes."""
+    work = functools.partial(_work, data.source, grid=grid, depths=tuple(depths))
+    if workers <= 1:
+        for case in cases:
+            yield prepare_case(source, data.source, case, grid, depths)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(workers, context, _quiet) as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for case in cases:
+                waiting.append(pool.submit(work, *_task(source, data, case)))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise GctError(
+                "a process that prepares was killed, perhaps for want of memory; run the same "
+                "command again with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _quiet() -> None:
+    """Ctrl-C is for the process that writes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _task(source: Source, data: DataConfig, case: int) -> tuple[Source | DataConfig, int]:
+    """What a process needs for one case: a list of that case alone, or how to open the source."""
+    if not isinstance(source, ListedSource):
+        return data, case
+    alone = ListedSource(Listing((source.case(case),), (), {}))
+    alone.names_are_public = source.names_are_public
+    return alone, 0
+
+
+def _work(
+    name: str, source: Source | DataConfig, case: int, grid: Grid, depths: tuple[int, ...]
+) -> Prepared | Rejected:
+    opened = _open_once(source) if isinstance(source, DataConfig) else source
+    return prepare_case(opened, name, case, grid, depths)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_once(data: DataConfig) -> Source:
+    return open_source(data)
+
+
+def public_rejections(source: Source, show_names: bool) -> list[list[str]]:
+    """[name, reason] of what the source did not list, under pseudonyms unless they may be shown."""
+    if not isinstance(source, ListedSource):
+        return []
+    from data_pipelines.cases import pseudonym
+
+    shown = show_names or source.names_are_public
+    return [
+        [name if shown else pseudonym(name), reason] for name, reason in source.listing.rejected
+    ]
+
+
+def names_by_key(source: Source) -> dict[str, str]:
+    """Names as the terminal may show them, by the names in records."""
+    return {case_key(source, case): case_name(source, case) for case in range(source.cases)}

@@ -1,0 +1,139 @@
+"""Shards: TFRecord files that appear whole, each with an index beside it.
+
+    train-00003.tfrecord    records one after the other
+    train-00003.json        {"records": n, "bytes": size, "sha256": of the file,
+                             "places": [[offset, length, crc32], ...] of each record's content,
+                             "facts": of each record, "rejected": [[name, reason], ...]}
+
+The index is written first and names the size of the other file, so a shard is done when both are
+there and the size is right.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gct_jax.errors import ConfigError, InputError
+from gct_jax.runtime.files import replace_when_done
+
+BEFORE, AFTER = 12, 4  # bytes of TFRecord around a content: length and checksums
+
+
+class ShardInfo(NamedTuple):
+    """What the index of a shard says; see the module's first lines."""
+
+    records: int
+    bytes: int
+    sha256: str
+    places: list[list[int]]
+    facts: list[dict[str, Any]]
+    rejected: list[list[str]]
+
+
+def shard_name(split: str, number: int) -> str:
+    """Without suffix."""
+    return f"{split}-{number:05d}"
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    contents: Iterable[tuple[bytes, dict[str, Any]] | tuple[str, str]],
+) -> ShardInfo:
+    """Write a shard from (content, facts) of records and (name, reason) of what was rejected, as
+    they come."""
+    tensorflow = load_tensorflow()
+    places: list[list[int]] = []
+    facts: list[dict[str, Any]] = []
+    rejected: list[list[str]] = []
+    position = 0
+    with replace_when_done(folder / f"{name}.tfrecord") as temporary:
+        with tensorflow.io.TFRecordWriter(os.fspath(temporary)) as writer:
+            for one, other in contents:
+                if isinstance(one, str):
+                    rejected.append([one, str(other)])
+                    continue
+                assert isinstance(other, dict)  # it comes with a record
+                writer.write(one)
+                places.append([position + BEFORE, len(one), zlib.crc32(one)])
+                facts.append(other)
+                position += BEFORE + len(one) + AFTER
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        info = ShardInfo(len(places), position, sha256, places, facts, rejected)
+        with replace_when_done(folder / f"{name}.json") as described:
+            described.write_text(json.dumps(info._asdict()) + "\n", encoding="utf-8")
+    return info
+
+
+def read_info(folder: Path, name: str) -> ShardInfo | None:
+    """The index of a shard that is done, else None."""
+    try:
+        values = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        info = ShardInfo(**values)
+        size = (folder / f"{name}.tfrecord").stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    return info if size == info.bytes else None
+
+
+def rewrite_without(folder: Path, name: str, dropped: Sequence[int], reason: str) -> ShardInfo:
+    """Write a shard anew without some of its records, which count as rejected for `reason`."""
+    info = read_info(folder, name)
+    assert info is not None  # the caller has just read it
+    with (folder / f"{name}.tfrecord").open("rb") as file:
+
+        def contents() -> Iterable[Any]:
+            yield from (tuple(pair) for pair in info.rejected)
+            for i, (offset, length, _) in enumerate(info.places):
+                if i in dropped:
+                    yield info.facts[i]["case"], reason
+                else:
+                    file.seek(offset)
+                    yield file.read(length), info.facts[i]
+
+        return write_shard(folder, name, contents())
+
+
+def read_record(open_file: Callable[[str], Any], path: str, entry: Sequence[int]) -> bytes:
+    """The content of one record.
+
+    Args:
+      open_file: path -> a file that can seek, such as `tf.io.gfile.GFile(path, "rb")`.
+      entry: (offset, length, crc32) of the shard's `places`.
+
+    Raises:
+      InputError: the shard is damaged; the message names it and the record's place.
+    """
+    offset, length, checksum = (int(value) for value in entry)
+    file = open_file(path)
+    file.seek(offset)
+    content: bytes = file.read(length)
+    if len(content) != length or zlib.crc32(content) != checksum:
+        raise InputError(
+            f"{path} is damaged at byte {offset}: delete it and prepare it again, or train on with "
+            "data.skip_damaged=True"
+        )
+    return content
+
+
+def load_tensorflow() -> Any:
+    """TensorFlow, told to leave accelerators alone and to say little.
+
+    Raises:
+      ConfigError: it is missing.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "TensorFlow is missing, which streams shards; pip install '.[data]'"
+        ) from None
+    for kind in ("GPU", "TPU"):
+        tensorflow.config.set_visible_devices([], kind)
+    return tensorflow

@@ -1,0 +1,59 @@
+"""The grid that `--grid` asks for."""
+
+import re
+
+from gct_jax.errors import ConfigError
+from gct_jax.volumes.grid import Grid, Shape, Spacing, by
+
+NAMED = ("tiny", "demo", "base")
+
+
+def parse_grid(text: str) -> tuple[Grid, str]:
+    """The grid and a sentence on it.
+
+    text: a configuration's name ("base"), "DxHxW", which has the spacing of the configuration of
+      that size, or "DxHxW@MMxMMxMM".
+
+    Raises:
+      ConfigError: none of them; or a size that no configuration has, without a spacing.
+    """
+    known = {name: _of(name) for name in NAMED}
+    if text in known:
+        return _centred(*known[text], f"the grid of configs/{text}.py")
+    size, at, stated = text.partition("@")
+    shape = _three(size, int)
+    spacing = _three(stated, float) if at else None
+    if shape is None or (at and spacing is None):
+        raise ConfigError(
+            f"--grid {text} is none of {', '.join(NAMED)} and not of the form 33x64x64 or "
+            "33x64x64@9x5.625x5.625"
+        )
+    if spacing is not None:
+        return _centred(shape, spacing, "as stated")
+    for name, (own, own_spacing) in known.items():
+        if own == shape:
+            return _centred(shape, own_spacing, f"the spacing of configs/{name}.py")
+    sizes = ", ".join(f"{by(own)} ({name})" for name, (own, _) in known.items())
+    raise ConfigError(f"--grid {text}: state the spacing too, as {text}@MMxMMxMM; known: {sizes}")
+
+
+def _centred(shape: Shape, spacing_mm: Spacing, why: str) -> tuple[Grid, str]:
+    sentence = f"{by(shape)} voxels of {by(spacing_mm, 4)} mm ({why})"
+    return Grid.centred(shape, spacing_mm), sentence
+
+
+def _of(name: str) -> tuple[Shape, Spacing]:
+    import importlib
+
+    volume = importlib.import_module(f"configs.{name}").ctvit().model.volume
+    size, pixel_mm = volume.image_size, volume.pixel_spacing_mm
+    return (volume.slices, size, size), (volume.slice_spacing_mm, pixel_mm, pixel_mm)
+
+
+def _three(text: str, kind: type) -> tuple | None:
+    parts = re.split("x", text.strip().lower())
+    try:
+        values = tuple(kind(part) for part in parts)
+    except ValueError:
+        return None
+    return values if len(values) == 3 and all(0 < value < 1e5 for value in values) else None
