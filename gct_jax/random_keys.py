@@ -5,6 +5,7 @@ row of a batch the same numbers as the row alone.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gct_jax.config import LARGEST_SEED
@@ -16,6 +17,14 @@ GENERATOR = "threefry2x32"
 def random_key(seed: int | jax.Array) -> jax.Array:
     """Typed key of `GENERATOR` for a seed from 0 to 2**32 - 1; see `require_seed`."""
     return jax.random.key(seed, impl=GENERATOR)
+
+
+def row_uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draws from U[0, 1), float32 of a shape [rows, ...]. Row i depends on (key, i) alone, and its
+    first numbers not on how many follow: neither a longer batch nor padding at the end of a row
+    changes them."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
+    return jax.vmap(lambda own: jax.random.uniform(own, shape[1:]))(keys)
 
 
 def require_seed(seed: int) -> None:

@@ -76,7 +76,7 @@ def test_a_dimension_that_does_not_divide_is_replicated():
 
 LOSSES = {
     "ctvit": lambda params, state, config, batch: ctvit.generator_loss(
-        params["ctvit"], state, config, batch["volume"], KEY
+        params["ctvit"], state, config, batch, KEY
     )[0],
     "discriminator": lambda params, state, config, batch: ctvit.discriminator_loss(
         params["discriminator"],

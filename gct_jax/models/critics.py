@@ -28,6 +28,7 @@ class TokenCritic(nn.Module):
       dim_head: width of a head.
       context_dim: width of the text embedding; None: no text.
       ff_dim: hidden units of the feed-forward layers; None: floor(8 dim / 3).
+      mask_peg: see `Transformer`.
       backend: see `gct_jax.kernels.attention.attention`.
       remat: the backward pass computes each layer again instead of keeping it.
       dtype: computation type; norms and softmax stay float32.
@@ -41,6 +42,7 @@ class TokenCritic(nn.Module):
     dim_head: int = 64
     context_dim: int | None = 768
     ff_dim: int | None = None
+    mask_peg: bool = True
     backend: str = "auto"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -67,6 +69,7 @@ class TokenCritic(nn.Module):
             causal_peg=False,
             backend=self.backend,
             ff_dim=self.ff_dim,
+            mask_peg=self.mask_peg,
             remat=self.remat,
             dtype=self.dtype,
             name="transformer",

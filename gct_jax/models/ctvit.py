@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
-from gct_jax.array_types import TokenIds, Tokens, Volume
+from gct_jax.array_types import TokenIds, TokenMask, Tokens, Volume
 from gct_jax.errors import ConfigError
 from gct_jax.kernels.linear import matrix_product
 from gct_jax.models.norms import layer_norm
@@ -203,20 +203,37 @@ class CTViT(nn.Module):
             [self.first_patch_embedding(first), self.patch_embedding(rest)], axis=1
         )
 
-    def embed(self, volume: Volume) -> Tokens:
-        """Volume -> latents [batch, t, h, w, dim], before quantisation."""
+    def embed(self, volume: Volume, token_mask: TokenMask | None = None) -> Tokens:
+        """Volume -> latents [batch, t, h, w, dim], before quantisation.
+
+        token_mask: [batch, t, h, w] bool, False where a volume is padded at its end, see
+          `slice_to_token_mask`; None: nowhere.
+
+        Raises:
+          ConfigError: a mask for the "interleaved" layout, which mixes padding with the rest.
+        """
+        self._check_mask(token_mask)
         x = self.embed_patches(volume)
-        x = self.encoder_spatial(x, self.spatial_bias(x.shape[1:4]))
-        return self.encoder_temporal(x)
+        x = self.encoder_spatial(x, self.spatial_bias(x.shape[1:4]), token_mask=token_mask)
+        return self.encoder_temporal(x, token_mask=token_mask)
 
     def encode(self, volume: Volume) -> TokenIds:
         """Volume -> token ids [batch, t, h, w] int32."""
         return self.quantizer.choose(self.embed(volume))
 
-    def decode_features(self, codes: Tokens) -> Tokens:
-        """Code rows [batch, t, h, w, dim] -> decoder output of the same shape."""
-        x = self.decoder_temporal(codes.astype(self.dtype))
-        return self.decoder_spatial(x, self.spatial_bias(x.shape[1:4]))
+    def decode_features(self, codes: Tokens, token_mask: TokenMask | None = None) -> Tokens:
+        """Code rows [batch, t, h, w, dim] -> decoder output of the same shape; token_mask as for
+        `embed`."""
+        self._check_mask(token_mask)
+        x = self.decoder_temporal(codes.astype(self.dtype), token_mask=token_mask)
+        return self.decoder_spatial(x, self.spatial_bias(x.shape[1:4]), token_mask=token_mask)
+
+    def _check_mask(self, token_mask: jax.Array | None) -> None:
+        if token_mask is not None and self.temporal_peg != "grid":
+            raise ConfigError(
+                f"temporal_peg {self.temporal_peg!r} mixes padding with real slices: train it on "
+                "volumes of one depth"
+            )
 
     def to_pixels(self, features: Tokens) -> Volume:
         """Decoder output [batch, t, h, w, dim] -> volume, float32, not clipped."""
@@ -235,10 +252,10 @@ class CTViT(nn.Module):
         """Token ids [batch, t, h, w] -> volume [batch, depth, height, width, channels]."""
         return self.decode_latents(self.quantizer.lookup(ids))
 
-    def __call__(self, volume: Volume) -> CTViTOutput:
-        """Encode, quantise with a straight-through gradient, decode."""
-        latents = self.embed(volume)
+    def __call__(self, volume: Volume, token_mask: TokenMask | None = None) -> CTViTOutput:
+        """Encode, quantise with a straight-through gradient, decode; token_mask as for `embed`."""
+        latents = self.embed(volume, token_mask)
         ids = self.quantizer.choose(latents)
         codes = straight_through(latents, self.quantizer.lookup(ids))
-        features = self.decode_features(codes)
+        features = self.decode_features(codes, token_mask)
         return CTViTOutput(self.to_pixels(features), ids, latents, codes, features)

@@ -83,6 +83,7 @@ class MaskGit(nn.Module):
       context_dim: width of the text embeddings, None for an unconditional model.
       ff_dim: hidden units of the feed-forward layers; None for floor(8 dim / 3).
       scale_gradient: factor on the gradient of the embeddings; the published model used 0.1.
+      mask_peg: see `Transformer`; the published program hides padding from attention alone.
       backend: of the attention, see `gct_jax.kernels.attention.attention`.
       remat: of the transformer's layers, see `Transformer`.
       dtype: computation type; parameters and logits are float32.
@@ -97,6 +98,7 @@ class MaskGit(nn.Module):
     context_dim: int | None = 768
     ff_dim: int | None = None
     scale_gradient: float = 1.0
+    mask_peg: bool = True
     backend: str = "auto"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -117,6 +119,7 @@ class MaskGit(nn.Module):
             causal_peg=False,
             backend=self.backend,
             ff_dim=self.ff_dim,
+            mask_peg=self.mask_peg,
             remat=self.remat,
             dtype=self.dtype,
         )
@@ -161,7 +164,7 @@ class MaskGit(nn.Module):
             altogether, which is another function than the null branch of guidance.
           context_mask: bool [batch, length]; None means all valid. A row of False is the null
             branch: cross attention then sees its learned null keys only.
-          token_mask: bool [batch, time, height, width]; False hides padding from attention.
+          token_mask: bool [batch, time, height, width]; False hides padding.
 
         Returns:
           logits, float32 [batch, time, height, width, num_tokens].

@@ -177,6 +177,7 @@ class TransformerLayer(nn.Module):
       peg_layout: see `PositionConvolution`.
       backend: see `gct_jax.kernels.attention.attention`.
       ff_dim: hidden units of the feed-forward layers; None: floor(8 dim / 3).
+      mask_peg: see `Transformer`.
       dtype: computation type; norms and softmax stay float32.
     """
 
@@ -189,6 +190,7 @@ class TransformerLayer(nn.Module):
     peg_layout: str = "grid"
     backend: str = "auto"
     ff_dim: int | None = None
+    mask_peg: bool = True
     dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102 (Flax hook)
@@ -205,7 +207,9 @@ class TransformerLayer(nn.Module):
         """[batch, time, height, width, dim] -> the same shape; arguments as in `Transformer`."""
         sizes = dict(zip("bthw", x.shape[:4], strict=True))
         fold = FOLDS[self.attend]
-        x = x + self.peg(x)
+        # The convolution reads zeros beyond the grid's edge, so it shall beyond the real tokens'.
+        hidden = self.mask_peg and token_mask is not None
+        x = x + self.peg(jnp.where(token_mask[..., None], x, 0) if hidden else x)
         tokens = rearrange(x, f"b t h w d -> {fold} d")
         key_mask = None if token_mask is None else rearrange(token_mask, f"b t h w -> {fold}")
         attended = self.self_attention(tokens, bias=bias, key_mask=key_mask)
@@ -233,6 +237,8 @@ class Transformer(nn.Module):
       causal_peg, peg_layout: see `PositionConvolution`.
       backend: see `gct_jax.kernels.attention.attention`.
       ff_dim: hidden units of the feed-forward layers; None for floor(8 dim / 3).
+      mask_peg: a token mask hides tokens from the position convolution too; False: from attention
+        alone, as in GenerateCT, where padding reaches its neighbours.
       remat: the backward pass computes each layer again instead of keeping it.
       dtype: computation type.
     """
@@ -248,6 +254,7 @@ class Transformer(nn.Module):
     peg_layout: str = "grid"
     backend: str = "auto"
     ff_dim: int | None = None
+    mask_peg: bool = True
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -267,6 +274,7 @@ class Transformer(nn.Module):
                 self.peg_layout,
                 self.backend,
                 self.ff_dim,
+                self.mask_peg,
                 self.dtype,
             )
             for _ in range(self.depth)
@@ -289,7 +297,8 @@ class Transformer(nn.Module):
           context: [batch, length, context_dim], or what `context_keys` made of it, or None to skip
             cross attention.
           context_mask: [batch, length] bool, False hides a position (never the null keys).
-          token_mask: [batch, time, height, width] bool, False hides a token as a key.
+          token_mask: [batch, time, height, width] bool, False hides a token: padding then changes
+            nothing of the others.
 
         Returns:
           [batch, time, height, width, dim].

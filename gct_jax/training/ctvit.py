@@ -30,10 +30,12 @@ from jaxtyping import PyTree
 from gct_jax.components import build_component, init_component
 from gct_jax.errors import ConfigError
 from gct_jax.models import quantizer
-from gct_jax.models.ctvit import CTViT, CTViTOutput
+from gct_jax.models.ctvit import CTViT, CTViTOutput, slice_to_token_mask
 from gct_jax.models.discriminator import Discriminator
 from gct_jax.models.norms import l2_normalize
 from gct_jax.models.perceptual import VGG16Features
+from gct_jax.models.token_grid import token_grid
+from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training import ctvit_losses as losses
 from gct_jax.training.config import OptimizerConfig, TrainConfig
@@ -97,6 +99,21 @@ def discriminator_optimizer(config: TrainConfig) -> OptimizerConfig:
     return dataclasses.replace(config.optimizer, learning_rate=rate)
 
 
+def padding_mask(config: TrainConfig, batch: dict[str, jax.Array]) -> jax.Array | None:
+    """Which tokens are not padding, [b, t, h, w] bool; None: all."""
+    slice_mask = batch.get("slice_mask")
+    if slice_mask is None:
+        return None
+    codec = config.model.ctvit
+    assert codec is not None  # it is what is trained
+    grid = token_grid(
+        *batch["volume"].shape[1:4],
+        patch_size=codec.patch_size,
+        temporal_patch_size=codec.temporal_patch_size,
+    )
+    return slice_to_token_mask(slice_mask, grid, codec.temporal_patch_size)
+
+
 def window_difference(
     volume: jax.Array, reconstruction: jax.Array, window_hu: tuple[float, float]
 ) -> jax.Array:
@@ -107,9 +124,14 @@ def window_difference(
 
 
 def forward(
-    config: TrainConfig, variables: PyTree, volume: jax.Array, step: jax.Array
+    config: TrainConfig,
+    variables: PyTree,
+    volume: jax.Array,
+    step: jax.Array,
+    token_mask: jax.Array | None = None,
 ) -> CTViTOutput:
-    """CT-ViT on volumes [b, d, h, w, c] as it is trained.
+    """CT-ViT on volumes [b, d, h, w, c] as it is trained; token_mask [b, t, h, w] bool, False where
+    a volume is padded.
 
     The decoder's gradient reaches the latents' directions, which is all that the quantiser looks
     at; through the raw latents it would outweigh the normalised commitment by their length. For
@@ -117,45 +139,55 @@ def forward(
     """
     network: Any = build_component(config.model, "ctvit", config.dtype, remat=config.remat)
     if config.ctvit.commitment == "reference":
-        out: CTViTOutput = network.apply(variables, volume)
+        out: CTViTOutput = network.apply(variables, volume, token_mask)
         return out
-    latents = network.apply(variables, volume, method=CTViT.embed)
+    latents = network.apply(variables, volume, token_mask, method=CTViT.embed)
     embedding = variables["codebook"]["quantizer"]["embedding"]
     ids = quantizer.nearest_codes(latents, embedding)
     directions = l2_normalize(latents)
     codes = quantizer.straight_through(directions, embedding[ids])
     codes = jnp.where(step < config.ctvit.continuous_steps, directions, codes)
-    features = network.apply(variables, codes, method=CTViT.decode_features)
+    features = network.apply(variables, codes, token_mask, method=CTViT.decode_features)
     reconstruction = network.apply(variables, features, method=CTViT.to_pixels)
     return CTViTOutput(reconstruction, ids, latents, codes, features)
 
 
 def generator_loss(
-    params: PyTree, state: TrainState, config: TrainConfig, volume: jax.Array, key: jax.Array
+    params: PyTree,
+    state: TrainState,
+    config: TrainConfig,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
 ) -> tuple[jax.Array, tuple[Metrics, CTViTOutput]]:
-    """Equation (1) of CT-ViT's `params` for volumes [b, d, h, w, c] in [-1, 1]."""
+    """Equation (1) of CT-ViT's `params`, over the real slices; batch as in `train_step`."""
     weights, codebook = config.ctvit, state.extra["codebook"]
+    volume, slice_mask = batch["volume"], batch.get("slice_mask")
+    token_mask = padding_mask(config, batch)
     network: Any = build_component(config.model, "ctvit", config.dtype)
     variables = {"params": params, "codebook": {"quantizer": codebook}}
-    out = forward(config, variables, volume, state.step)
-    reconstruction = losses.reconstruction_loss(volume, out.reconstruction)
+    out = forward(config, variables, volume, state.step, token_mask)
+    reconstruction = losses.reconstruction_loss(volume, out.reconstruction, slice_mask)
     weight = jnp.float32(1)
     if weights.counterfactual_pairs:
         weight = counterfactual_pairs.difference_weight(
             volume, weights.counterfactual_weight, DIFFERENCE_THRESHOLD
         )
-    weighted = jnp.mean(weight * jnp.square(volume - out.reconstruction))
-    commitment = losses.commitment_loss(out.latents, out.codes, form=weights.commitment)
+    weighted = losses.masked_mean(weight * jnp.square(volume - out.reconstruction), slice_mask)
+    commitment = losses.commitment_loss(
+        out.latents, out.codes, form=weights.commitment, token_mask=token_mask
+    )
     soft = window_difference(volume, out.reconstruction, WINDOWS_HU["mediastinal"])
-    soft_tissue = jnp.mean(jnp.abs(soft))
-    lung = jnp.mean(weight * jnp.square(window_difference(volume, out.reconstruction, LUNG_HU)))
+    soft_tissue = losses.masked_mean(jnp.abs(soft), slice_mask)
+    lung = losses.masked_mean(
+        weight * jnp.square(window_difference(volume, out.reconstruction, LUNG_HU)), slice_mask
+    )
     loss = (
         weights.reconstruction_weight * weighted
         + weights.commitment_weight * commitment
         + weights.soft_tissue_weight * soft_tissue
         + weights.lung_weight * lung
     )
-    usage = quantizer.codebook_usage(out.ids, codebook["embedding"].shape[0])
+    usage = quantizer.codebook_usage(out.ids, codebook["embedding"].shape[0], token_mask)
     metrics = {
         "reconstruction": reconstruction,
         "weighted_reconstruction": weighted,
@@ -166,7 +198,7 @@ def generator_loss(
         **{f"codebook/{name}": value for name, value in usage.items()},
     }
 
-    index = losses.choose_slices(jax.random.uniform(key, volume.shape[:2]))
+    index = losses.choose_slices(row_uniforms(key, volume.shape[:2]), slice_mask)
     real = losses.take_slices(volume, index)  # [b, h, w, c]
 
     def perceptual(fake: jax.Array) -> jax.Array:
@@ -229,12 +261,12 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of CT-ViT, its codebook and, when its turn has come, the discriminator.
 
-    batch: {'volume' [b, d, h, w, c] float32 in [-1, 1]}.
+    batch: {'volume' [b, d, h, w, c] float32 in [-1, 1]} and, of volumes of several depths,
+      'slice_mask' [b, d] bool, False for slices that pad the end.
     """
     slice_key, codebook_key, judged_key = jax.random.split(key, 3)
-    volume = batch["volume"]
     (_, (metrics, out)), grads = jax.value_and_grad(generator_loss, has_aux=True)(
-        state.params["ctvit"], state, config, volume, slice_key
+        state.params["ctvit"], state, config, batch, slice_key
     )
     ctvit, ctvit_opt, norms = apply_gradients(
         make_optimizer(config.optimizer, config.loop.steps),
@@ -245,10 +277,10 @@ def train_step(
     params, opt_state = {"ctvit": ctvit}, {"ctvit": ctvit_opt}
     if config.ctvit.adversarial:
         params["discriminator"], opt_state["discriminator"], metrics["discriminator"] = (
-            discriminator_step(config, state, volume, out.reconstruction, judged_key)
+            discriminator_step(config, state, batch, out.reconstruction, judged_key)
         )
     average = update_ema(state.ema, {"ctvit": ctvit}, state.step, config.optimizer.ema_decay)
-    codebook = update_codebook(config, state, out, codebook_key)
+    codebook = update_codebook(config, state, out, codebook_key, padding_mask(config, batch))
     rate = learning_rate(config.optimizer, config.loop.steps, state.step)
     state = state.replace(
         params=params,
@@ -260,13 +292,19 @@ def train_step(
 
 
 def discriminator_step(
-    config: TrainConfig, state: TrainState, volume: jax.Array, rebuilt: jax.Array, key: jax.Array
+    config: TrainConfig,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    rebuilt: jax.Array,
+    key: jax.Array,
 ) -> tuple[Any, Any, jax.Array]:
     """New discriminator, its optimizer state and loss (0 when it is not its turn)."""
     start, every = config.ctvit.discriminator_start_step, config.ctvit.discriminator_every
     turns = (state.step - start + 1) // every
     due = (state.step >= start) & ((state.step - start + 1) % every == 0)
-    index = losses.choose_slices(jax.random.uniform(key, volume.shape[:2]), include_first=True)
+    volume, slice_mask = batch["volume"], batch.get("slice_mask")
+    scores = row_uniforms(key, volume.shape[:2])
+    index = losses.choose_slices(scores, slice_mask, include_first=True)
     real, fake = losses.take_slices(volume, index), losses.take_slices(rebuilt, index)
     params, opt_state = state.params["discriminator"], state.opt_state["discriminator"]
 
@@ -282,20 +320,33 @@ def discriminator_step(
 
 
 def update_codebook(
-    config: TrainConfig, state: TrainState, out: CTViTOutput, key: jax.Array
+    config: TrainConfig,
+    state: TrainState,
+    out: CTViTOutput,
+    key: jax.Array,
+    token_mask: jax.Array | None = None,
 ) -> Any:
     """Moving averages and revival; until the decoder sees codes, a batch's tokens are the book."""
     codebook = state.extra["codebook"]
 
     def begin() -> Any:
-        return quantizer.codebook_from_latents(key, out.latents, codebook["embedding"].shape[0])
+        codes = codebook["embedding"].shape[0]
+        return quantizer.codebook_from_latents(key, out.latents, codes, token_mask)
 
     def follow() -> Any:
         moved = quantizer.ema_update(
-            codebook, out.latents, out.ids, decay=config.ctvit.codebook_decay
+            codebook,
+            out.latents,
+            out.ids,
+            decay=config.ctvit.codebook_decay,
+            token_mask=token_mask,
         )
         return quantizer.revive_dead_codes(
-            key, moved, out.latents, threshold=config.ctvit.dead_code_threshold
+            key,
+            moved,
+            out.latents,
+            threshold=config.ctvit.dead_code_threshold,
+            token_mask=token_mask,
         )
 
     fresh = jnp.sum(codebook["cluster_size"]) == 0  # never updated
@@ -306,7 +357,7 @@ def eval_step(
     config: TrainConfig, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
 ) -> Metrics:
     """Losses of the averaged weights."""
-    _, (metrics, _) = generator_loss(state.ema["ctvit"], state, config, batch["volume"], key)
+    _, (metrics, _) = generator_loss(state.ema["ctvit"], state, config, batch, key)
     return metrics
 
 

@@ -28,7 +28,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.models.norms import l2_normalize
 
 
-def _masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Mean of `values` where `mask` (over their leading axes) is True."""
     if mask is None:
         return jnp.mean(values)
@@ -41,7 +41,7 @@ def reconstruction_loss(
     volume: jax.Array, reconstruction: jax.Array, slice_mask: jax.Array | None = None
 ) -> jax.Array:
     """Equation (1) over [batch, depth, height, width, channels]; slice_mask: [batch, depth]."""
-    return _masked_mean((volume - reconstruction) ** 2, slice_mask)
+    return masked_mean((volume - reconstruction) ** 2, slice_mask)
 
 
 def commitment_loss(
@@ -65,9 +65,9 @@ def commitment_loss(
     codes = lax.stop_gradient(codes).astype(jnp.float32)
     if form == "normalized":
         cosine = jnp.sum(l2_normalize(latents) * l2_normalize(codes), axis=-1)
-        return _masked_mean(1 - cosine, token_mask)
+        return masked_mean(1 - cosine, token_mask)
     if form == "reference":
-        return _masked_mean((latents - codes) ** 2, token_mask)
+        return masked_mean((latents - codes) ** 2, token_mask)
     raise ConfigError(f"form {form!r} is not one of 'normalized', 'reference'")
 
 

@@ -28,6 +28,7 @@ from jaxtyping import PyTree
 
 from gct_jax.components import build_component, init_component, joined_variables
 from gct_jax.corruption import masking
+from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.optimizer import (
@@ -96,47 +97,60 @@ def loss_fn(
 
     Args:
       batch: {'token_ids' int32 [b, t, h, w], 'text_ids' int32 [b, l] padded with 0}, rows 2i and
-        2i + 1 a counterfactual pair if the configuration says so.
+        2i + 1 a counterfactual pair if the configuration says so. Of a frozen encoder, 'text'
+        float32 [b, l, e] and 'text_mask' bool [b, l] may stand for 'text_ids'. 'token_mask' bool
+        [b, t, h, w] is False for tokens that pad the end.
     """
-    ids, text_ids = batch["token_ids"], batch["text_ids"]
+    ids = batch["token_ids"]
+    valid = batch.get("token_mask", jnp.ones(ids.shape, bool))
     maskgit, critic = models(config)
-    t5: Any = build_component(config.model, "t5", config.dtype)
     ratio_key, subset_key, drop_key, sample_key = jax.random.split(key, 4)
 
-    t5_params = params["t5"] if "t5" in params else extra["t5"]
-    text = t5.apply({"params": t5_params}, text_ids)  # [b, l, e]
+    text, read = embedded_text(params, extra, config, batch)
     copies = 2 if config.maskgit.counterfactual_pairs else 1
     patients = ids.shape[0] // copies
     keep = jax.random.uniform(drop_key, (patients, 1)) >= text_drop
-    text_mask = (text_ids > 0) & jnp.repeat(keep, copies, axis=0)  # [b, l]
+    text_mask = read & jnp.repeat(keep, copies, axis=0)  # [b, l]
 
     ratio = masking.sample_mask_ratio(ratio_key, patients, config.maskgit.mask_levels or None)
-    uniforms = jax.random.uniform(subset_key, (patients, *ids.shape[1:]))
-    valid = jnp.ones(uniforms.shape, bool)
-    masked = jnp.repeat(masking.random_subset(uniforms, ratio, valid), copies, axis=0)
+    uniforms = row_uniforms(subset_key, (patients, *ids.shape[1:]))
+    masked = jnp.repeat(masking.random_subset(uniforms, ratio, valid[::copies]), copies, axis=0)
     masked_ids = jnp.where(masked, maskgit.num_tokens, ids)
-    logits = maskgit.apply({"params": params["maskgit"]}, masked_ids, text, text_mask)
+    token_mask = batch.get("token_mask")
+    logits = maskgit.apply({"params": params["maskgit"]}, masked_ids, text, text_mask, token_mask)
     weight = masked
     if config.maskgit.counterfactual_pairs:
         extra_weight = config.maskgit.counterfactual_weight
         weight = masked * counterfactual_pairs.difference_weight(ids, extra_weight)
     loss = masking.masked_cross_entropy(logits, ids, weight)
     right = jnp.sum((jnp.argmax(logits, -1) == ids) & masked) / masked.sum()
-    metrics = {"cross_entropy": loss, "accuracy": right, "masked_share": masked.mean()}
+    metrics = {"cross_entropy": loss, "accuracy": right, "masked_share": masked.sum() / valid.sum()}
 
     if critic is not None:
         drawn = masking.gumbel_argmax(
-            jax.lax.stop_gradient(logits), jax.random.uniform(sample_key, logits.shape), 1.0
+            jax.lax.stop_gradient(logits), row_uniforms(sample_key, logits.shape), 1.0
         )
         judged = jnp.where(masked, drawn, ids)
         variables = {name: {"params": tree} for name, tree in params.items()}
         critic_variables = joined_variables(config.model, "critic", variables)
-        scores = critic.apply(critic_variables, judged, text, text_mask)
+        scores = critic.apply(critic_variables, judged, text, text_mask, token_mask)
         labels = masking.critic_labels(judged, ids)
-        critic_loss = masking.critic_loss(scores, labels, jnp.ones(ids.shape, bool))
+        critic_loss = masking.critic_loss(scores, labels, valid)
         metrics["critic"] = critic_loss
         loss += config.maskgit.critic_weight * critic_loss
     return loss, {"loss": loss, **metrics}
+
+
+def embedded_text(
+    params: PyTree, extra: PyTree, config: TrainConfig, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Text embeddings [b, l, e] and which of them are read [b, l]: those of the batch, or of its
+    ids by the encoder that is trained or frozen here."""
+    if "text" in batch:
+        return batch["text"], batch["text_mask"]
+    t5: Any = build_component(config.model, "t5", config.dtype)
+    t5_params = params["t5"] if "t5" in params else extra["t5"]
+    return t5.apply({"params": t5_params}, batch["text_ids"]), batch["text_ids"] > 0
 
 
 def train_step(
@@ -165,7 +179,8 @@ def eval_step(
     by how much the loss rises when they exchange reports: 0 if the text is not used."""
     metrics = loss_fn(state.ema, state.extra, config, batch, key, text_drop=0.0)[1]
     if config.maskgit.counterfactual_pairs:
-        exchanged = {**batch, "text_ids": counterfactual_pairs.exchange(batch["text_ids"])}
+        texts = {name: rows for name, rows in batch.items() if name.startswith("text")}
+        exchanged = {**batch, **jax.tree.map(counterfactual_pairs.exchange, texts)}
         wrong = loss_fn(state.ema, state.extra, config, exchanged, key, text_drop=0.0)[1]
         metrics["text_gain"] = wrong["cross_entropy"] - metrics["cross_entropy"]
     return metrics

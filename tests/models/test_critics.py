@@ -21,12 +21,12 @@ def token_critic():
     config, variables = token_critic_from_reference(
         load_file(FOLDER / "maskgit_train_critic.safetensors")
     )
-    return TokenCritic(**module_fields(config)), variables
+    return TokenCritic(**module_fields(config), mask_peg=False), variables
 
 
 def self_critic():
     config, variables = self_critic_from_reference(load_file(FOLDER / "critics_self.safetensors"))
-    return SelfCritic(MaskGit(**module_fields(config))), variables
+    return SelfCritic(MaskGit(**module_fields(config), mask_peg=False)), variables
 
 
 @pytest.mark.parametrize("build", [token_critic, self_critic])

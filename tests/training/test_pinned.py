@@ -214,7 +214,7 @@ def test_maskgit_is_shown_what_is_not_hidden_and_nothing_else(monkeypatch):
     class Recorder:
         num_tokens = 32
 
-        def apply(self, variables, ids, text, mask):
+        def apply(self, variables, ids, text, mask, token_mask=None):
             shown.append(np.asarray(ids))
             return jnp.zeros((*ids.shape, 32))
 
@@ -254,7 +254,7 @@ def test_the_reconstruction_reaches_the_encoder_through_the_codes(commitment):
             state=state,
             config=config,
             key=random_key(5),
-            volume=batch_of("ctvit")["volume"],
+            batch=batch_of("ctvit"),
         )
         return jax.grad(lambda p: loss(p)[0])(params)
 

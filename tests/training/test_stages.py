@@ -78,7 +78,7 @@ def test_remat_changes_no_gradient(stage):
         if stage == "superres":
             return superres.loss_fn(params["superres"], state.extra, config, batch, KEY, 0.1)
         if stage == "ctvit":
-            return ctvit.generator_loss(params["ctvit"], state, config, batch["volume"], KEY)[0]
+            return ctvit.generator_loss(params["ctvit"], state, config, batch, KEY)[0]
         return maskgit.loss_fn(params, state.extra, config, batch, KEY, 0.1)[0]
 
     gradients = [
@@ -129,7 +129,9 @@ def test_lung_error_weighs_the_findings_of_pairs_and_enters_the_loss():
     def run(weight):
         weighted = override(config, [f"ctvit.lung_weight={weight}"])
         loss, (metrics, out) = quick_jit(
-            lambda v: ctvit.generator_loss(state.params["ctvit"], state, weighted, v, KEY)
+            lambda v: ctvit.generator_loss(
+                state.params["ctvit"], state, weighted, {"volume": v}, KEY
+            )
         )(volume)
         return float(loss), float(metrics["lung_error"]), np.asarray(out.reconstruction)
 
