@@ -1,8 +1,8 @@
 """Endless batches of a source's cases for the training stages.
 
 Batch s of a run is a function of (seed, s) alone, so a resumed run continues its data by knowing
-its step. Over n cases, sample position p = s * batch + row is entry p mod n of the permutation of
-epoch p div n: every case comes once per epoch.
+its step. An epoch over n cases has n div batch batches, which take the entries of its permutation
+in turn: no batch holds a case twice, and what fills no batch is left out until the next epoch.
 """
 
 import functools
@@ -32,11 +32,9 @@ def batch_cases(
     """
     index, count = process
     local = batch_size // count
-    first = step * batch_size + index * local
-    return [
-        int(_permutation(seed, position // cases, cases)[position % cases])
-        for position in range(first, first + local)
-    ]
+    epoch, place = divmod(step, cases // batch_size)
+    first = place * batch_size + index * local
+    return _permutation(seed, epoch, cases)[first : first + local].tolist()
 
 
 def unit_intensity(volume_hu: np.ndarray) -> np.ndarray:

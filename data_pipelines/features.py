@@ -1,4 +1,4 @@
-"""What a record of prepared volumes holds, for TensorFlow Datasets.
+"""What the records of shards hold, for TensorFlow Datasets; of prepared volumes
 
 volume       int16 HU [depth, height, width], packed by Zstandard
 spacing_mm   float32 [3], along the same axes
@@ -62,22 +62,41 @@ class ZstdVolume(tfds.features.FeatureConnector):
 
 
 def volume_features() -> Any:
-    """Of a record; see the module's first lines."""
-    text = tfds.features.Text
-    return tfds.features.FeaturesDict(
-        {
-            "volume": ZstdVolume(),
-            "spacing_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-            "report": text(),
-            "labels": tfds.features.Tensor(shape=(FINDINGS,), dtype=np.int8),
-            "age_years": tfds.features.Scalar(np.float32),
-            "sex": text(),
-            "case": text(),
-            "patient": text(),
-            "scan": text(),
-            "placement": text(),
-        }
+    """Of a record of volumes; see the module's first lines."""
+    return _features(
+        volume=ZstdVolume(),
+        spacing_mm=tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        labels=tfds.features.Tensor(shape=(FINDINGS,), dtype=np.int8),
+        age_years=tfds.features.Scalar(np.float32),
+        texts=("report", "sex", "case", "patient", "scan", "placement"),
     )
+
+
+def token_features(text_width: int) -> Any:
+    """Of a record of tokens: `ids` [t, h, w], the report and, unless `text_width` is 0, its
+    embedding `text` float32 [tokens, text_width]."""
+    bytes_of = tfds.features.Encoding.BYTES
+    more = {}
+    if text_width:
+        more["text"] = tfds.features.Tensor(
+            shape=(None, text_width), dtype=np.float32, encoding=bytes_of
+        )
+    return _features(
+        ids=tfds.features.Tensor(shape=(None, None, None), dtype=np.int32, encoding="zlib"),
+        texts=("report", "case", "patient"),
+        **more,
+    )
+
+
+def pair_features() -> Any:
+    """Of a record of one slice: as CT-ViT rebuilds it, `low` int16 HU [1, h, w], and `high` [1, H,
+    W] at full resolution."""
+    return _features(low=ZstdVolume(), high=ZstdVolume(), texts=("report", "case", "patient"))
+
+
+def _features(texts: tuple[str, ...], **others: Any) -> Any:
+    named = {name: tfds.features.Text() for name in texts}
+    return tfds.features.FeaturesDict({**others, **named})
 
 
 def serialize(features: Any, example: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
     FOLDER/about.json          what the shards are made from; another value is refused
     FOLDER/shards/             see `data_pipelines.records`
+    FOLDER/manifest.json       where every record lies, once all shards are done
     FOLDER/locks/              a folder for each shard that is being written
 
 A shard is a range of cases; it is done when its files have appeared whole. Any number of machines
@@ -99,6 +100,22 @@ class Ledger:
             if self.info(shard) is None:
                 write_shard(self.shard_folder, shard.name, contents)
 
+    def write_manifest(self) -> None:
+        """FOLDER/manifest.json: of every shard its records' places and depths, and its SHA-256, by
+        which a copy can be checked. All shards must be done."""
+        entries = {}
+        for split in dict.fromkeys(shard.split for shard in self.shards):
+            names = [shard.name for shard in self.shards if shard.split == split]
+            for name, info in zip(names, self.infos(split), strict=True):
+                entries[f"shards/{name}.tfrecord"] = {
+                    "bytes": info.bytes,
+                    "sha256": info.sha256,
+                    "places": info.places,
+                    "depths": [facts["slices"] for facts in info.facts],
+                }
+        with replace_when_done(self.folder / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(entries) + "\n", encoding="utf-8")
+
     @contextlib.contextmanager
     def alone(self, shard: Shard) -> Iterator[None]:
         """Hold a shard's lock during the body."""
@@ -136,10 +153,21 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _require_same(path: Path, about: Mapping[str, Any]) -> None:
-    recorded = read_about(path.parent)
+    recorded, about = _flat(read_about(path.parent)), _flat(about)
     for name in {**about, **recorded}:
         if recorded.get(name) != about.get(name):
             was, now = (json.dumps(x.get(name))[:80] for x in (recorded, about))
             raise ConfigError(
                 f"{path.parent} was prepared with {name} = {was}, not {now}; give another --out"
             )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under names with dots."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found

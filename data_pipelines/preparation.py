@@ -3,26 +3,21 @@
 import functools
 import hashlib
 import json
-import multiprocessing
-import signal
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from tqdm import tqdm
 
 from data_pipelines.cases import ListedSource, Listing, Rejected
 from data_pipelines.ledger import TRAIN, VALIDATION, Ledger, Shard
+from data_pipelines.pool import in_order
 from data_pipelines.prepared_case import Prepared, case_key, case_name, prepare_case
 from data_pipelines.source import Source, open_source
-from gct_jax.errors import GctError
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
 
-AHEAD = 2  # cases per process that are asked for before they are written
 SHARD_BYTES = 128 << 20  # of a shard, about
+MOST_THUMBNAILS = 24
 PACKED = 0.55  # of a volume's bytes
 
 
@@ -113,36 +108,13 @@ def _results(
     workers: int,
 ) -> Iterator[Prepared | Rejected]:
     """Of each case in order, made by `workers` processes."""
+    pictures = spread(source.cases, MOST_THUMBNAILS)
     work = functools.partial(_work, data.source, grid=grid, depths=tuple(depths))
-    if workers <= 1:
-        for case in cases:
-            yield prepare_case(source, data.source, case, grid, depths)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(workers, context, _quiet) as pool:
-        waiting: deque[Future] = deque()
-        try:
-            for case in cases:
-                waiting.append(pool.submit(work, *_task(source, data, case)))
-                if len(waiting) > AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise GctError(
-                "a process that prepares was killed, perhaps for want of memory; run the same "
-                "command again with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    tasks = ((*task_of(source, data, case), case in pictures) for case in cases)
+    return in_order(work, tasks, workers)
 
 
-def _quiet() -> None:
-    """Ctrl-C is for the process that writes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _task(source: Source, data: DataConfig, case: int) -> tuple[Source | DataConfig, int]:
+def task_of(source: Source, data: DataConfig, case: int) -> tuple[Source | DataConfig, int]:
     """What a process needs for one case: a list of that case alone, or how to open the source."""
     if not isinstance(source, ListedSource):
         return data, case
@@ -152,15 +124,27 @@ def _task(source: Source, data: DataConfig, case: int) -> tuple[Source | DataCon
 
 
 def _work(
-    name: str, source: Source | DataConfig, case: int, grid: Grid, depths: tuple[int, ...]
+    name: str,
+    source: Source | DataConfig,
+    case: int,
+    picture: bool,
+    *,
+    grid: Grid,
+    depths: tuple[int, ...],
 ) -> Prepared | Rejected:
-    opened = _open_once(source) if isinstance(source, DataConfig) else source
-    return prepare_case(opened, name, case, grid, depths)
+    opened = opened_once(source) if isinstance(source, DataConfig) else source
+    return prepare_case(opened, name, case, grid, depths, picture)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_once(data: DataConfig) -> Source:
+def opened_once(data: DataConfig) -> Source:
+    """The source, which a process opens for the first of its cases."""
     return open_source(data)
+
+
+def spread(count: int, most: int) -> frozenset[int]:
+    """At most `most` of the numbers below `count`, evenly."""
+    return frozenset(int(i * count / min(count, most)) for i in range(min(count, most)))
 
 
 def public_rejections(source: Source, show_names: bool) -> list[list[str]]:

@@ -57,7 +57,12 @@ def case_key(source: Source, case: int) -> str:
 
 
 def prepare_case(
-    source: Source, name: str, case: int, grid: Grid, depths: Sequence[int] = ()
+    source: Source,
+    name: str,
+    case: int,
+    grid: Grid,
+    depths: Sequence[int] = (),
+    picture: bool = False,
 ) -> Prepared | Rejected:
     """One case on a grid, or why it cannot be used.
 
@@ -65,6 +70,7 @@ def prepare_case(
       name: of the source, for messages.
       grid: its shape and spacing count; the volume lies about the body, see `place`.
       depths: see `place`.
+      picture: also make a thumbnail for the report.
 
     Raises:
       ConfigError: what every case needs is missing, such as a package.
@@ -104,7 +110,7 @@ def prepare_case(
         "words": len(report.split()),
         "labels": None if labels is None else [int(label) for label in labels],
         "hu": np.histogram(volume, HISTOGRAM_HU[2], HISTOGRAM_HU[:2])[0].tolist(),
-        "thumbnail": thumbnail(volume),
+        "thumbnail": thumbnail(volume) if picture else "",
         "notes": list(notes),
     })  # fmt: skip
 

@@ -11,6 +11,7 @@ there and the size is right.
 
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -99,20 +100,18 @@ def rewrite_without(folder: Path, name: str, dropped: Sequence[int], reason: str
         return write_shard(folder, name, contents())
 
 
-def read_record(open_file: Callable[[str], Any], path: str, entry: Sequence[int]) -> bytes:
+def read_record(open_file: Callable[[str], Any], path: str, place: Sequence[int]) -> bytes:
     """The content of one record.
 
     Args:
-      open_file: path -> a file that can seek, such as `tf.io.gfile.GFile(path, "rb")`.
-      entry: (offset, length, crc32) of the shard's `places`.
+      open_file: path -> an object with `read_at(offset, length)`.
+      place: (offset, length, crc32) of the shard's `places`.
 
     Raises:
       InputError: the shard is damaged; the message names it and the record's place.
     """
-    offset, length, checksum = (int(value) for value in entry)
-    file = open_file(path)
-    file.seek(offset)
-    content: bytes = file.read(length)
+    offset, length, checksum = (int(value) for value in place)
+    content: bytes = open_file(path).read_at(offset, length)
     if len(content) != length or zlib.crc32(content) != checksum:
         raise InputError(
             f"{path} is damaged at byte {offset}: delete it and prepare it again, or train on with "
@@ -136,4 +135,5 @@ def load_tensorflow() -> Any:
         ) from None
     for kind in ("GPU", "TPU"):
         tensorflow.config.set_visible_devices([], kind)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of what it does itself
     return tensorflow

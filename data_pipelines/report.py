@@ -17,7 +17,6 @@ from data_pipelines.cases import LABELS
 from data_pipelines.ledger import Ledger
 from gct_jax.runtime.files import replace_when_done
 
-MOST_THUMBNAILS = 24
 PRIVATE = ("patient", "content", "thumbnail")
 
 
@@ -119,7 +118,5 @@ def write_report(folder: Path, summary: Summary, names: Mapping[str, str]) -> No
 
 
 def thumbnails(summary: Summary) -> list[dict[str, Any]]:
-    """Some cases, spread over all."""
-    count = len(summary.cases)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_THUMBNAILS)).round().astype(int))
-    return [summary.cases[i] for i in chosen] if count else []
+    """The cases of which a picture was made."""
+    return [case for case in summary.cases if case["thumbnail"]]

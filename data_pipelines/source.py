@@ -70,6 +70,8 @@ def open_source(data: DataConfig) -> Source:
     Raises:
       ConfigError: an unknown name, or what the source says of its options.
     """
+    if data.source == "shards":
+        raise ConfigError("shards are trained on; a preparation reads CTs from a source")
     path = SOURCES.get(data.source, data.source)
     module, colon, name = path.partition(":")
     if not colon:

@@ -6,7 +6,6 @@ FOLDER/manifest.json                   size, records and SHA-256 of every shard
 FOLDER/report.html, report.json        what came out, see `data_pipelines.report`
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from data_pipelines.records import rewrite_without
 from data_pipelines.report import Summary, summarize, write_report
 from data_pipelines.source import open_source
 from gct_jax.errors import ConfigError
-from gct_jax.runtime.files import replace_when_done
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
 
@@ -92,7 +90,7 @@ def prepare(
     if missing:
         return Outcome(missing, None)
     copies = drop_copies(ledger)
-    write_manifest(ledger)
+    ledger.write_manifest()
     if dataset:
         from data_pipelines.tfds_volumes import write_dataset
 
@@ -153,18 +151,3 @@ def _facts(ledger: Ledger, shard: Any, i: int) -> dict[str, Any]:
     info = ledger.info(shard)
     assert info is not None  # it was there a moment ago
     return info.facts[i]
-
-
-def write_manifest(ledger: Ledger) -> None:
-    """FOLDER/manifest.json, by which a copy of the shards can be checked."""
-    shards = {}
-    for shard in ledger.shards:
-        info = ledger.info(shard)
-        assert info is not None  # all are done
-        shards[f"shards/{shard.name}.tfrecord"] = {
-            "records": info.records,
-            "bytes": info.bytes,
-            "sha256": info.sha256,
-        }
-    with replace_when_done(ledger.folder / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(shards, indent=1) + "\n", encoding="utf-8")

@@ -15,13 +15,13 @@ from data_pipelines.checks import checked_volume, split_cases
 from data_pipelines.shards import Arrays, Keep
 from data_pipelines.source import Source, open_source
 from gct_jax.components import build_component
-from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.provenance import identity
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Components
 from gct_jax.volumes.grid import Grid
 from gct_jax.volumes.intensity import to_int16_hu
+from launch.grids import high_grid, low_grid
 
 PREFIXES = ("", "counterfactual-")  # of the arrays of a case's rows
 
@@ -150,21 +150,6 @@ class _Codec:
         about = _about(config, self._hash, low=low_grid(config.model), high=grid)
         about["slices_per_case"] = config.data.slices_per_case
         return keep((f"low-{self._tag}", f"high-{self._tag}"), make, about)
-
-
-def low_grid(model: ModelConfig) -> Grid:
-    """The grid of the volumes that the codec reads."""
-    volume, size = model.volume, model.volume.image_size
-    pixel_mm = volume.pixel_spacing_mm
-    return Grid.centred((volume.slices, size, size), (volume.slice_spacing_mm, pixel_mm, pixel_mm))
-
-
-def high_grid(model: ModelConfig) -> Grid:
-    """The same field at the resolution that the U-Net makes."""
-    low = low_grid(model)
-    size = model.diffusion.image_size if model.diffusion else model.volume.image_size
-    pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
-    return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
 
 
 def smallest_id_type(codes: int) -> type[np.unsignedinteger]:

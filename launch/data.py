@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,12 @@ from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Components
 from launch.arrays import Cases, open_cases, stage_arrays
+from launch.extras import require_extras
 
+if TYPE_CHECKING:
+    from launch.shard_data import Shards
+
+SHARDS = "shards"  # of `DataConfig.source`
 VOCABULARY_REPORTS = 10000
 
 
@@ -30,7 +35,7 @@ class StageData(NamedTuple):
     held_out: list[batches.Batch]
 
 
-def check_data(config: TrainConfig, components: Components, prepare: str) -> Cases:
+def check_data(config: TrainConfig, components: Components, prepare: str) -> "Cases | Shards":
     """Open the cases; refuse those that `stage_data` could not make batches from.
 
     Args:
@@ -42,12 +47,23 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> Cas
         earlier folder holds.
     """
     batch_size = config.loop.batch_size
+    if config.data.source == SHARDS:
+        require_extras("data")
+        from launch.shard_data import open_shards
+
+        check_networks(config, components)
+        return open_shards(config, components)
     cases = check_source(config, components)
     rows_per_case, held_out = len(cases.sources), cases.held_out
     if batch_size % (rows_per_case * jax.process_count()):
         raise ConfigError(
             f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
             f"case x {jax.process_count()} processes"
+        )
+    if len(cases.training) * rows_per_case < batch_size:
+        raise ConfigError(
+            f"data.source {config.data.source} has {len(cases.training)} training cases, fewer "
+            f"than a batch of {batch_size} rows"
         )
     if len(held_out) * rows_per_case * jax.process_count() < batch_size:
         raise ConfigError(
@@ -75,18 +91,24 @@ def check_source(config: TrainConfig, components: Components) -> Cases:
     Raises:
       ConfigError: they have not.
     """
-    stage, cases = config.stage, open_cases(config)
-    if stage != "ctvit":
+    cases = open_cases(config)
+    if config.stage != "ctvit":
         checked_report(cases.sources[0], config.data.source, 0, np.random.default_rng(0))
+    check_networks(config, components)
+    if config.stage == "t5":
+        check_attributes(config, cases.sources[0])
+    return cases
+
+
+def check_networks(config: TrainConfig, components: Components) -> None:
+    """Raise ConfigError unless the earlier networks that the stage needs are there."""
+    stage = config.stage
     if stage in ("maskgit", "superres") and "ctvit" not in components.variables:
         raise ConfigError(f"stage {stage} needs CT-ViT: --from the ctvit folder")
     if stage != "ctvit" and config.model.t5 is None:
         raise ConfigError(f"stage {stage} needs model.t5")
     if stage == "superres" and "t5" not in components.variables:
         raise ConfigError("stage superres needs the text encoder: --from the maskgit folder")
-    if stage == "t5":
-        check_attributes(config, cases.sources[0])
-    return cases
 
 
 def check_attributes(config: TrainConfig, source: Source) -> None:
@@ -104,7 +126,11 @@ def check_attributes(config: TrainConfig, source: Source) -> None:
 
 
 def stage_data(
-    config: TrainConfig, cases: Cases, workdir: Path, components: Components, prepare: str
+    config: TrainConfig,
+    cases: "Cases | Shards",
+    workdir: Path,
+    components: Components,
+    prepare: str,
 ) -> StageData:
     """Open what was prepared of the cases that `check_data` accepts.
 
@@ -113,6 +139,8 @@ def stage_data(
         `prepare`.
     """
     loop, folder = config.loop, config.data.folder
+    if not isinstance(cases, Cases):
+        return _shard_data(config, cases, workdir, components)
     sources, training, held_out = cases
     together = loop.batch_size // len(sources)  # cases of a global batch
     here = together // jax.process_count()
@@ -141,7 +169,8 @@ def batch_maker(
     """(step, case numbers) -> the stage's batch."""
     if config.stage == "ctvit":
         return lambda step, chosen: batches.volume_batch(arrays, chosen)
-    encode_text, seed = _text_encoding(config, cases, workdir, components), config.loop.seed
+    reports = partial(vocabulary_reports, cases)
+    encode_text, seed = text_encoding(config, reports, workdir, components), config.loop.seed
     if config.stage == "maskgit":
         rows = list(zip(arrays, cases.sources, strict=True))
         return partial(batches.token_batch, rows, encode_text, seed)
@@ -151,10 +180,24 @@ def batch_maker(
     return partial(batches.report_batch, cases.sources[0], encode_text, seed)
 
 
-def _text_encoding(
-    config: TrainConfig, cases: Cases, workdir: Path, components: Components
+def _shard_data(
+    config: TrainConfig, shards: "Shards", workdir: Path, components: Components
+) -> StageData:
+    from launch.shard_data import reports, shard_batches
+
+    encode = None
+    if config.stage != "ctvit":
+        encode = text_encoding(config, partial(reports, shards), workdir, components)
+    return StageData(*shard_batches(config, shards, encode))
+
+
+def text_encoding(
+    config: TrainConfig,
+    reports: Callable[[], Iterator[str]],
+    workdir: Path,
+    components: Components,
 ) -> Callable[[list[str]], np.ndarray]:
-    """Texts -> int32 ids, with the earlier stage's vocabulary or one of the source's reports.
+    """Texts -> int32 ids, with the earlier stage's vocabulary or one of `reports`.
 
     Every process knows the vocabulary itself; the first one writes it to the run's folder.
     """
@@ -167,7 +210,7 @@ def _text_encoding(
     if model is None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
-            train_vocabulary(vocabulary_reports(cases), made, t5.vocab_size)
+            train_vocabulary(reports(), made, t5.vocab_size)
             model = made.read_bytes()
     if jax.process_index() == 0 and (not path.exists() or path.read_bytes() != model):
         with replace_when_done(path) as temporary:

@@ -1,7 +1,8 @@
-"""The grid that `--grid` asks for."""
+"""The grids of a model, and the one that `--grid` asks for."""
 
 import re
 
+from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
 from gct_jax.volumes.grid import Grid, Shape, Spacing, by
 
@@ -35,6 +36,21 @@ def parse_grid(text: str) -> tuple[Grid, str]:
             return _centred(shape, own_spacing, f"the spacing of configs/{name}.py")
     sizes = ", ".join(f"{by(own)} ({name})" for name, (own, _) in known.items())
     raise ConfigError(f"--grid {text}: state the spacing too, as {text}@MMxMMxMM; known: {sizes}")
+
+
+def low_grid(model: ModelConfig) -> Grid:
+    """The grid of the volumes that the codec reads."""
+    volume, size = model.volume, model.volume.image_size
+    pixel_mm = volume.pixel_spacing_mm
+    return Grid.centred((volume.slices, size, size), (volume.slice_spacing_mm, pixel_mm, pixel_mm))
+
+
+def high_grid(model: ModelConfig) -> Grid:
+    """The same field at the resolution that the U-Net makes."""
+    low = low_grid(model)
+    size = model.diffusion.image_size if model.diffusion else model.volume.image_size
+    pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
+    return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
 
 
 def _centred(shape: Shape, spacing_mm: Spacing, why: str) -> tuple[Grid, str]:

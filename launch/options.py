@@ -10,6 +10,7 @@ from gct_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from gct_jax.training.config import TrainConfig
+    from gct_jax.training.stages import Components
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,19 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take networks of a --from run that has not reached its last step",
     )
+
+
+def chosen_components(options: argparse.Namespace) -> "Components":
+    """The networks of --from, with the sizes of the folders that trained them.
+
+    Raises:
+      GctError: none is named, a folder is unusable, or two do not belong together.
+    """
+    from gct_jax.training.stages import join_components
+
+    if not options.networks:
+        raise ConfigError("name the folder of the networks with --from")
+    return join_components(None, options.networks, allow_unfinished=options.allow_unfinished)
 
 
 def load_config(spec: str, overrides: list[str]) -> "TrainConfig":

@@ -15,6 +15,7 @@ from gct_jax.sampling.settings import superres_settings
 from gct_jax.sampling.superres import super_resolve_slices
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.maskgit import embedded_text
 from gct_jax.training.stages import Components
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit, window_to_uint8
@@ -70,7 +71,7 @@ def _maskgit_samples(config: TrainConfig, components: Components, batch: dict) -
     """What CT-ViT makes of the true tokens (left) and of tokens sampled from the report."""
     ctvit: Any = build_component(config.model, "ctvit")
     network: Any = build_component(config.model, "maskgit")
-    sampling, text_ids = config.model.sampling, batch["text_ids"]
+    sampling = config.model.sampling
     plan = DecodingPlan(
         grid=batch["token_ids"].shape[1:],
         mask_id=network.num_tokens,
@@ -83,17 +84,17 @@ def _maskgit_samples(config: TrainConfig, components: Components, batch: dict) -
         return ctvit.apply(variables, ids, method="decode")
 
     @jax.jit
-    def sample(maskgit, text):
+    def sample(maskgit, text, text_mask):
         def apply(*inputs):
             return network.apply({"params": maskgit}, *inputs)
 
-        logits_fn = with_guidance(apply, text, text_ids > 0, sampling.guidance)
-        return decode_tokens(logits_fn, jax.random.split(random_key(0), len(text_ids)), plan)
+        logits_fn = with_guidance(apply, text, text_mask, sampling.guidance)
+        return decode_tokens(logits_fn, jax.random.split(random_key(0), len(text)), plan)
 
     def draw(state: TrainState) -> Images:
         networks = {**state.extra, **state.ema}
-        text = embed_text({"params": networks["t5"]}, text_ids, config=config.model)
-        ids = sample(networks["maskgit"], text)
+        text, text_mask = embedded_text(state.ema, state.extra, config, batch)
+        ids = sample(networks["maskgit"], text, text_mask)
         variables = components.variables["ctvit"]
         return volume_rows(*(np.asarray(paint(variables, i)) for i in (batch["token_ids"], ids)))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gct_jax.training.loop import Stage
     from gct_jax.training.stages import Components
     from launch.arrays import Cases
+    from launch.shard_data import Shards
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,7 +121,7 @@ def train_in(
     components: "Components",
     stage: "Stage",
     inputs: dict,
-    cases: "Cases",
+    cases: "Cases | Shards",
     prepare: str,
 ) -> int:
     """Open the data and train in a folder that no other run uses.

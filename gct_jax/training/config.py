@@ -58,6 +58,10 @@ class DataConfig(Checked):
     `one_per_scan` leaves out further reconstructions of a scan.
     `folder` is what `launch.prepare` wrote for this configuration; several stages may share it.
     "" trains on what is rendered case by case, which a single process on the phantom can.
+    `source` "shards" streams what `launch.prepare --source` (`--tokens`, `--pairs`) wrote into
+    `folder`, mixed with `more_folders` by `weights` (() for the weight of their cases).
+    `skip_damaged` passes over records that are damaged. Shards of at most `hold_gb` GB are held in
+    memory.
     Super-resolution keeps `slices_per_case` random slices of each case.
     """
 
@@ -72,6 +76,10 @@ class DataConfig(Checked):
     text: str = choice("impressions", ("findings", "impressions", "both"))
     one_per_scan: bool = False
     folder: str = ""
+    more_folders: tuple[str, ...] = ()
+    weights: tuple[float, ...] = number((), above=0)
+    skip_damaged: bool = False
+    hold_gb: float = number(2.0, least=0)
     slices_per_case: int = number(8, least=1)
 
 

@@ -69,10 +69,10 @@ def evaluate(options: argparse.Namespace) -> str:
     from gct_jax.runtime.numerics import prepare_jax
     from gct_jax.sampling.cascade import require_generator
     from gct_jax.sampling.settings import choose_settings
-    from launch.arrays import high_grid, low_grid
     from launch.demo import measures as measures
     from launch.demo import tables as tables
     from launch.demo import volumes as volumes
+    from launch.grids import high_grid, low_grid
 
     prepare_jax("launch.demo.evaluate")
     model = load_model(options.model or demo_folder())

@@ -116,8 +116,8 @@ class Phantoms:
         from data_pipelines.phantom.report import write_report
         from gct_jax.components import build_component
         from gct_jax.sampling.cascade import SUPERRES_STAGE, embed_text
-        from launch.arrays import high_grid, low_grid
         from launch.demo import volumes as volumes
+        from launch.grids import high_grid, low_grid
 
         low, self.high = low_grid(model.config), high_grid(model.config)
         cases = [sample_case(FIRST_SEED + number) for number in range(count)]

@@ -1,0 +1,217 @@
+"""Batches streamed from shards by tf.data.
+
+    step -> rows of the batch (`batch_plan`) -> records -> unpacked, padded -> batch
+
+Everything after `batch_plan` is a function of the rows, so a run continues its data by knowing its
+step, and every host makes the rows that it is asked for of the same global batch.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import features as record_features
+from data_pipelines.batch_plan import BatchPlan, Row
+from data_pipelines.features import tf
+from data_pipelines.shard_reader import RecordReader
+from gct_jax.errors import GctError, InputError
+
+Batch = dict[str, np.ndarray]
+Example = dict[str, Any]
+# (record of a folder as tensors, depth to pad to, number that a draw may use) -> tensors of a row.
+MakeRow = Callable[[Example, Any], Example]
+AHEAD = 2  # batches
+FAR = 1 << 40  # steps
+
+
+class View:
+    """How the records of one kind become rows.
+
+    Args:
+      features: of the records.
+      make_row: record, depth -> tensors.
+      skipped: fields that are not unpacked.
+    """
+
+    def __init__(self, features: Any, make_row: MakeRow, skipped: Sequence[str] = ()):
+        import tensorflow_datasets as tfds
+
+        self._features, self.make_row = features, make_row
+        self._decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
+
+    def row(self, content: Any, depth: Any) -> Example:
+        """Bytes of a record -> tensors of a row."""
+        example = self._features.deserialize_example(content, decoders=self._decoders)
+        return self.make_row(example, depth)
+
+
+def volume_view(masked: bool) -> View:
+    """{'volume' float32 [d, h, w, 1] in [-1, 1]} and, if `masked`, 'slice_mask' bool [d]."""
+
+    def make_row(example: Example, depth: Any) -> Example:
+        volume = example["volume"]
+        real = tf.shape(volume)[0]
+        # The same as `to_unit`, in the same order.
+        unit = tf.clip_by_value(tf.cast(volume, tf.float32) / 1000.0, -1.0, 1.0)
+        padded = tf.pad(unit, [[0, depth - real], [0, 0], [0, 0]], constant_values=-1.0)
+        row = {"volume": padded[..., None]}
+        return row | ({"slice_mask": tf.range(depth) < real} if masked else {})
+
+    return View(record_features.volume_features(), make_row)
+
+
+def token_view(text_width: int, text_length: int, masked: bool, embedded: bool) -> View:
+    """{'token_ids' int32 [t, h, w]}, 'token_mask' bool if `masked`, and either 'report' or, if
+    `embedded`, 'text' float32 [text_length, text_width] and 'text_mask'.
+
+    text_width: of the records' embeddings, 0 if they have none.
+    """
+
+    def make_row(example: Example, depth: Any) -> Example:
+        ids = example["ids"]
+        real, shape = tf.shape(ids)[0], tf.shape(ids)
+        row = {"token_ids": tf.pad(ids, [[0, depth - real], [0, 0], [0, 0]])}
+        if masked:
+            mask = (tf.range(depth) < real)[:, None, None]
+            row["token_mask"] = tf.broadcast_to(mask, [depth, shape[1], shape[2]])
+        if not embedded:
+            return row | {"report": example["report"]}
+        text = example["text"][:text_length]
+        read = tf.shape(text)[0]
+        row["text"] = tf.pad(text, [[0, text_length - read], [0, 0]])
+        row["text_mask"] = tf.range(text_length) < read
+        return row
+
+    skipped = ["text"] if text_width and not embedded else []
+    return View(record_features.token_features(text_width), make_row, skipped)
+
+
+def pair_view() -> View:
+    """{'low_res' float32 [h, w, 1], 'high_res' [H, W, 1] in [-1, 1], 'report'}."""
+
+    def unit(volume: Any) -> Any:
+        return tf.clip_by_value(tf.cast(volume[0], tf.float32) / 1000.0, -1.0, 1.0)[..., None]
+
+    def make_row(example: Example, depth: Any) -> Example:
+        del depth
+        return {
+            "low_res": unit(example["low"]),
+            "high_res": unit(example["high"]),
+            "report": example["report"],
+        }
+
+    return View(record_features.pair_features(), make_row)
+
+
+def case_view() -> View:
+    """{'volume' float32 [d, h, w, 1] in [-1, 1], 'report', 'case', 'patient', 'placement'}: what
+    later views are made from."""
+    volumes = volume_view(masked=False)
+
+    def make_row(example: Example, depth: Any) -> Example:
+        texts = {name: example[name] for name in ("report", "case", "patient", "placement")}
+        return {**volumes.make_row(example, depth), **texts}
+
+    return View(record_features.volume_features(), make_row)
+
+
+def report_view() -> View:
+    """{'report', 'labels' int8 [18]} of volumes, which stay packed."""
+
+    def make_row(example: Example, depth: Any) -> Example:
+        del depth
+        return {"report": example["report"], "labels": example["labels"]}
+
+    return View(record_features.volume_features(), make_row, skipped=("volume",))
+
+
+def stream(
+    readers: Sequence[RecordReader],
+    view: View,
+    rows_of: Callable[[int], Sequence[Row]],
+    rows: int,
+    start: int = 0,
+    steps: int = FAR,
+    threads: int | None = None,
+) -> Iterator[Batch]:
+    """Batches of the steps start, start + 1, ... as NumPy arrays by name.
+
+    Args:
+      readers: of the folders that rows name.
+      rows_of: step -> this host's rows of its batch; `Row.case` numbers a record.
+      rows: how many they are.
+      steps: how many batches.
+      threads: that unpack; None: as many as cores.
+
+    Raises:
+      GctError: a shard is damaged or cannot be read; the message names it.
+    """
+    threads = threads or os.cpu_count() or 1
+
+    def chosen(step: Any) -> Any:
+        return np.array(rows_of(int(step)), np.int64).reshape(rows, 3)
+
+    def read(row: Any) -> bytes:
+        folder, case, depth = (int(value) for value in row)
+        return readers[folder](case, depth)
+
+    def load(row: Any) -> Example:
+        content = tf.numpy_function(read, [row], tf.string, stateful=False)
+        content.set_shape(())
+        return view.row(content, tf.cast(row[2], tf.int32))
+
+    def rows_of_step(step: Any) -> Any:
+        found = tf.numpy_function(chosen, [step], tf.int64, stateful=False)
+        found.set_shape((rows, 3))
+        return found
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    dataset = (
+        tf.data.Dataset.range(start, start + steps)
+        .map(rows_of_step)
+        .unbatch()
+        .map(load, num_parallel_calls=threads, deterministic=True)
+        .batch(rows, drop_remainder=True)
+        .prefetch(AHEAD)
+        .with_options(options)
+    )
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        text = str(error.message)
+        if f"{InputError.__name__}: " not in text:
+            raise GctError(f"reading shards: {' '.join(text.split())[:300]}") from error
+        line = text.split(f"{InputError.__name__}: ", 1)[1].splitlines()[0]
+        raise InputError(line) from error
+
+
+def training_stream(
+    readers: Sequence[RecordReader],
+    view: View,
+    plan: BatchPlan,
+    batch_size: int,
+    start: int,
+    process: tuple[int, int] = (0, 1),
+    record_of: Callable[[int, int, Row], int] | None = None,
+) -> Iterator[Batch]:
+    """Endless batches of a plan; of several hosts each makes its share.
+
+    record_of: (step, row of the global batch, the row) -> number of the record, where a case has
+      several; None: each is one.
+    """
+    index, count = process
+    local = batch_size // count
+
+    def rows_of(step: int) -> list[Row]:
+        every = plan.rows(step)
+        mine = range(index * local, (index + 1) * local)
+        if record_of is None:
+            return [every[i] for i in mine]
+        return [every[i]._replace(case=record_of(step, i, every[i])) for i in mine]
+
+    return stream(readers, view, rows_of, local, start)
