@@ -6,10 +6,14 @@ depth, and of each folder as many rows as its weight says:
     share of depth b    f_b  = sum_k w_k n_kb / n_k                                       (1)
     rows from folder k  q_kb = w_k n_kb / n_k / f_b of a batch of depth b                 (2)
 
-The depths follow each other in a shuffled cycle with the shares (1). The t-th batch of depth b
-takes floor((t + 1) c) - floor(t c) rows up to folder k, c the sum of (2) up to it times the batch's
-size, so the shares hold exactly in the long run. Within folder and depth every epoch is a
-permutation, and what is left of it that fills no batch is left out, so no batch holds a case twice.
+The depths follow each other in a shuffled cycle with the shares (1). With c_k the sum of (2) up to
+folder k, times the batch's size, the t-th batch of depth b takes
+
+    floor(c_k + u_t) - floor(c_(k-1) + u_t),   u_t = t / golden ratio mod 1               (3)
+
+rows from folder k: one more or less than its share, which holds in the long run. Within folder and
+depth every epoch is a permutation, and what is left of it that fills no batch is left out, so no
+batch holds a case twice.
 """
 
 import functools
@@ -22,6 +26,8 @@ import numpy as np
 from gct_jax.errors import ConfigError
 
 LONGEST_CYCLE = 1000  # batches
+GOLDEN = (math.sqrt(5) - 1) / 2
+ROUNDING = 1e-9
 
 
 class Row(NamedTuple):
@@ -82,10 +88,8 @@ class BatchPlan:
         order = _order(self._seed, number, tuple(self._cycle.tolist()))
         bucket = int(order[place])
         earlier = number * int(self._cycle[bucket]) + int((order[:place] == bucket).sum())
-        ends = np.floor((earlier + 1) * self._rows[bucket] + 1e-9) - np.floor(
-            earlier * self._rows[bucket] + 1e-9
-        )
-        counts = np.diff(ends.astype(int), prepend=0)
+        moved = np.array([0.0, *self._rows[bucket]]) + earlier * GOLDEN % 1
+        counts = np.diff(np.floor(moved + ROUNDING).astype(int))
         depth = self.depths[bucket]
         return [
             Row(folder, case, depth)
@@ -106,9 +110,7 @@ class BatchPlan:
 
 def _most_rows(ends: np.ndarray, folder: int) -> int:
     """The most rows that a folder gives to a batch whose rows end at `ends`."""
-    share = ends[folder] - (ends[folder - 1] if folder else 0.0)
-    whole = all(abs(end - round(end)) < 1e-9 for end in ends[max(folder - 1, 0) : folder + 1])
-    return round(share) if whole else math.floor(share) + 2
+    return math.ceil(ends[folder] - (ends[folder - 1] if folder else 0.0) - 2 * ROUNDING)
 
 
 def _padded_depths(
@@ -118,8 +120,8 @@ def _padded_depths(
     batch, a larger one."""
     padded = [np.array(of, int) for of in depths]
     for k, of in enumerate(padded):
-        need = batch_size if len(padded) == 1 else math.floor(batch_size * shares[k]) + 2
-        if len(of) < min(need, batch_size):
+        need = math.ceil(batch_size * shares[k] - 2 * ROUNDING)
+        if len(of) < need:
             raise ConfigError(
                 f"a batch takes up to {need} different cases from a folder of shards that has "
                 f"{len(of)} for training; take a smaller loop.batch_size, or prepare more"

@@ -141,10 +141,12 @@ def _join(
     cases: list[Case] = []
     rejected: list[Rejected] = []
     named: dict[str, list[Row]] = defaultdict(list)
+    used: set[str] = set()
     for row in rows:
         path = row.cells.get("path", "").strip() or f"line {row.line}"
         if row.reason:
             rejected.append(Rejected(_printable(path), row.reason))
+            used.add(path)
             continue
         try:
             full = named_path(root, path)
@@ -154,7 +156,6 @@ def _join(
         named[f"{full.relative_to(root).as_posix()}#{row.cells.get('series', '').strip()}"].append(
             row
         )
-    used: set[str] = set()
     for key, same in named.items():
         path, _, series = key.rpartition("#")
         candidates = [

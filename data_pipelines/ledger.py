@@ -21,6 +21,7 @@ from gct_jax.errors import ConfigError, GctError
 from gct_jax.runtime.files import replace_when_done
 
 FORMAT = 1
+DATASET = "gct_volumes"  # where TensorFlow Datasets begins to write before we do
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -63,7 +64,7 @@ class Ledger:
         path = folder / "about.json"
         if path.exists():
             _require_same(path, self.about)
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and {entry.name for entry in folder.iterdir()} - {DATASET}:
             raise ConfigError(f"{folder} is not empty and holds no shards; give another --out")
         else:
             with replace_when_done(path) as temporary:

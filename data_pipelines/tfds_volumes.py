@@ -63,7 +63,14 @@ class GctVolumes(FileReaderBuilder):
 
 
 def prepare_as_told(
-    folder: Path, *, shape: Shape, spacing_mm: Spacing, workers: int = 1, **data: Any
+    folder: Path,
+    /,
+    *,
+    shape: Shape,
+    spacing_mm: Spacing,
+    workers: int = 1,
+    cases_per_shard: int | None = None,
+    **data: Any,
 ) -> None:
     """`volume_shards.prepare` without the dataset's files.
 
@@ -76,7 +83,14 @@ def prepare_as_told(
 
     options = {"cases": MOST_CASES, **data}
     grid = Grid.centred(shape, spacing_mm)
-    prepare(folder, DataConfig(**options), grid, workers=workers, dataset=False)
+    prepare(
+        folder,
+        DataConfig(**options),
+        grid,
+        workers=workers,
+        cases_per_shard=cases_per_shard,
+        dataset=False,
+    )
 
 
 def _link(builder: GctVolumes, ledger: Ledger) -> None:
