@@ -1,6 +1,9 @@
 """The grids of a model, and the one that `--grid` asks for."""
 
 import re
+from collections.abc import Sequence
+
+import numpy as np
 
 from gct_jax.config import ModelConfig
 from gct_jax.errors import ConfigError
@@ -51,6 +54,21 @@ def high_grid(model: ModelConfig) -> Grid:
     size = model.diffusion.image_size if model.diffusion else model.volume.image_size
     pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
     return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
+
+
+def require_grid(
+    model: ModelConfig, shape: Sequence[int], spacing_mm: Sequence[float], of: str
+) -> None:
+    """Raise ConfigError unless volumes that were prepared so are what the codec reads.
+
+    of: the folder, for the message.
+    """
+    grid = low_grid(model)
+    if tuple(shape) != grid.shape or not np.allclose(spacing_mm, grid.spacing_mm, rtol=1e-3):
+        raise ConfigError(
+            f"{of} was prepared on {by(tuple(shape))} of {by(tuple(spacing_mm), 4)} mm, the model "
+            f"reads {by(grid.shape)} of {by(grid.spacing_mm, 4)} mm"
+        )
 
 
 def _centred(shape: Shape, spacing_mm: Spacing, why: str) -> tuple[Grid, str]:

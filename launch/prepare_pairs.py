@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gct_jax.errors import ConfigError, InputError
+from launch.grids import require_grid
 from launch.options import chosen_components
 from launch.prepare_tokens import finish
 
@@ -48,6 +49,8 @@ def run(options: argparse.Namespace) -> None:
     if diffusion is None:
         raise ConfigError("the model of --from has no diffusion, which says how large slices are")
     volumes, per_case = ShardFolder(str(options.pairs)), options.slices_per_case
+    made = volumes.about
+    require_grid(components.config, made["shape"], made["spacing_mm"], volumes.path)
     about = {
         "kind": "pairs",
         "codec": identity(components.variables["ctvit"]),
@@ -128,7 +131,8 @@ def pairs(
 
     fine = in_order(functools.partial(fine_slices, size), tasks(), options.workers)
     for (case, position), high in zip(cases, fine, strict=True):
-        yield case, choose(case, position, per_case), high
+        told = high if case["report"].item() else "no report"
+        yield case, choose(case, position, per_case), told
 
 
 def choose(case: dict, position: int, count: int) -> np.ndarray:

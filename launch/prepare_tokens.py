@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gct_jax.errors import ConfigError
+from launch.grids import require_grid
 from launch.options import chosen_components
 
 ROWS = 4  # volumes of one depth that are encoded together
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> None:
     if "ctvit" not in components.variables:
         raise ConfigError("--tokens needs CT-ViT: --from its folder")
     volumes = ShardFolder(str(options.tokens))
+    about = volumes.about
+    require_grid(components.config, about["shape"], about["spacing_mm"], volumes.path)
     codec, t5 = components.config.ctvit, components.config.t5
     assert codec is not None  # its variables are there
     embeds = "t5" in components.variables

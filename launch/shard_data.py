@@ -25,7 +25,7 @@ from gct_jax.models.token_grid import token_grid
 from gct_jax.provenance import identity
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.stages import Components
-from launch.grids import low_grid
+from launch.grids import require_grid
 
 KINDS = {"ctvit": "volumes", "t5": "volumes", "maskgit": "tokens", "superres": "pairs"}
 Encode = Callable[[list[str]], np.ndarray]
@@ -92,19 +92,13 @@ def _check(config: TrainConfig, components: Components, folder: ShardFolder) -> 
         if config.t5.attributes != len(LABELS):
             raise ConfigError(f"shards have {len(LABELS)} labels: set t5.attributes={len(LABELS)}")
         return
-    grid = low_grid(config.model)
-    shape, spacing = tuple(about["shape"]), about["spacing_mm"]
-    if shape != grid.shape or not np.allclose(spacing, grid.spacing_mm, rtol=1e-3):
-        raise ConfigError(
-            f"{folder.path} was prepared on {shape} of {tuple(spacing)} mm, the model reads "
-            f"{grid.shape} of {tuple(round(x, 4) for x in grid.spacing_mm)} mm"
-        )
+    require_grid(config.model, about["shape"], about["spacing_mm"], folder.path)
     codec = config.model.ctvit
     if codec is not None:
         for depth in about["depths"]:
             token_grid(
                 depth,
-                *grid.shape[1:],
+                *about["shape"][1:],
                 patch_size=codec.patch_size,
                 temporal_patch_size=codec.temporal_patch_size,
             )
