@@ -72,9 +72,9 @@ def volume_features() -> Any:
     )
 
 
-def token_features(text_width: int) -> Any:
-    """Of a record of tokens: `ids` [t, h, w], the report and, unless `text_width` is 0, its
-    embedding `text` float32 [tokens, text_width]."""
+def token_features(text_width: int, codes: int) -> Any:
+    """Of a record of tokens: `ids` [t, h, w] below `codes`, the report and, unless `text_width` is
+    0, its embedding `text` float32 [tokens, text_width]."""
     bytes_of = tfds.features.Encoding.BYTES
     more = {}
     if text_width:
@@ -82,10 +82,15 @@ def token_features(text_width: int) -> Any:
             shape=(None, text_width), dtype=np.float32, encoding=bytes_of
         )
     return _features(
-        ids=tfds.features.Tensor(shape=(None, None, None), dtype=np.int32, encoding="zlib"),
+        ids=tfds.features.Tensor(shape=(None, None, None), dtype=id_type(codes), encoding=bytes_of),
         texts=("report", "case", "patient"),
         **more,
     )
+
+
+def id_type(codes: int) -> Any:
+    """The smallest type that holds the ids 0 ... `codes` - 1."""
+    return next((t for t in (np.uint8, np.uint16) if codes - 1 <= np.iinfo(t).max), np.int32)
 
 
 def pair_features() -> Any:

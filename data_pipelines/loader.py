@@ -62,15 +62,15 @@ def volume_view(masked: bool) -> View:
     return View(record_features.volume_features(), make_row)
 
 
-def token_view(text_width: int, text_length: int, masked: bool, embedded: bool) -> View:
+def token_view(text_width: int, codes: int, text_length: int, masked: bool, embedded: bool) -> View:
     """{'token_ids' int32 [t, h, w]}, 'token_mask' bool if `masked`, and either 'report' or, if
     `embedded`, 'text' float32 [text_length, text_width] and 'text_mask'.
 
-    text_width: of the records' embeddings, 0 if they have none.
+    text_width: of the records' embeddings, 0 if they have none. codes: of the codebook.
     """
 
     def make_row(example: Example, depth: Any) -> Example:
-        ids = example["ids"]
+        ids = tf.cast(example["ids"], tf.int32)
         real, shape = tf.shape(ids)[0], tf.shape(ids)
         row = {"token_ids": tf.pad(ids, [[0, depth - real], [0, 0], [0, 0]])}
         if masked:
@@ -85,7 +85,7 @@ def token_view(text_width: int, text_length: int, masked: bool, embedded: bool) 
         return row
 
     skipped = ["text"] if text_width and not embedded else []
-    return View(record_features.token_features(text_width), make_row, skipped)
+    return View(record_features.token_features(text_width, codes), make_row, skipped)
 
 
 def pair_view() -> View:

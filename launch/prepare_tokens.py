@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         from data_pipelines.derived import derived_ledger
-        from data_pipelines.features import serialize, token_features
+        from data_pipelines.features import id_type, serialize, token_features
         from data_pipelines.shard_reader import ShardFolder
         from gct_jax.models.token_grid import token_grid
         from gct_jax.provenance import bytes_identity, identity
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     record_bytes = 2 * frames * rows * columns + 2 * width * length + 2000
     ledger = derived_ledger(options.out, volumes, about, record_bytes)
     share = (options.shard, options.shards)
-    features, missing = token_features(width), ledger.missing(share)
+    features, missing = token_features(width, codec.codebook_size), ledger.missing(share)
     encode, embed = encoder(components), embedder(components) if embeds else None
     bar = tqdm(total=sum(len(shard.cases) for shard in missing), unit="CT", disable=not missing)
     with fixed_numerics(), bar:
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
                         yield name, "no report"
                         continue
                     example: dict[str, Any] = {
-                        "ids": ids,
+                        "ids": ids.astype(id_type(codec.codebook_size)),
                         "report": report,
                         "case": name,
                         "patient": case["patient"].item(),

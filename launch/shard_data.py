@@ -60,7 +60,7 @@ def open_shards(config: TrainConfig, components: Components) -> Shards:
     for folder in folders:
         _check(config, components, folder)
     first = folders[0].about
-    for name in ("per_case", "text_encoder", "text_width"):
+    for name in ("per_case", "codec", "text_encoder", "text_width"):
         if any(folder.about.get(name) != first.get(name) for folder in folders):
             raise ConfigError(f"the folders of shards differ in {name}")
     per_case = int(first.get("per_case", 1))
@@ -178,8 +178,10 @@ def _view(config: TrainConfig, shards: Shards) -> View:
         return report_view()
     t5 = config.model.t5
     assert t5 is not None  # launch.data has looked
-    width = int(shards.folders[0].about["text_width"])
-    return token_view(width, t5.max_length, masked, embedded=uses_embeddings(config, shards))
+    about = shards.folders[0].about
+    width, codes = int(about["text_width"]), int(about["codebook_size"])
+    embedded = uses_embeddings(config, shards)
+    return token_view(width, codes, t5.max_length, masked, embedded)
 
 
 def uses_embeddings(config: TrainConfig, shards: Shards) -> bool:

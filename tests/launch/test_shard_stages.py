@@ -86,7 +86,11 @@ def records(folder, split="train"):
 
     opened = ShardFolder(folder)
     width = opened.about.get("text_width", 0)
-    features = pair_features() if opened.kind == "pairs" else token_features(width)
+    features = (
+        pair_features()
+        if opened.kind == "pairs"
+        else token_features(width, opened.about["codebook_size"])
+    )
     found = opened.split(split)
     read = RecordReader(found)
     return [
