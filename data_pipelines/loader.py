@@ -23,6 +23,7 @@ Example = dict[str, Any]
 # (record of a folder as tensors, depth to pad to, number that a draw may use) -> tensors of a row.
 MakeRow = Callable[[Example, Any], Example]
 AHEAD = 2  # batches
+AIR_HU = -1000
 FAR = 1 << 40  # steps
 
 
@@ -33,12 +34,19 @@ class View:
       features: of the records.
       make_row: record, depth -> tensors.
       skipped: fields that are not unpacked.
+      units: fields in HU that become float32 in [-1, 1], with a channel axis.
     """
 
-    def __init__(self, features: Any, make_row: MakeRow, skipped: Sequence[str] = ()):
+    def __init__(
+        self,
+        features: Any,
+        make_row: MakeRow,
+        skipped: Sequence[str] = (),
+        units: Sequence[str] = (),
+    ):
         import tensorflow_datasets as tfds
 
-        self._features, self.make_row = features, make_row
+        self._features, self.make_row, self._units = features, make_row, units
         self._decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
 
     def row(self, content: Any, depth: Any) -> Example:
@@ -46,20 +54,35 @@ class View:
         example = self._features.deserialize_example(content, decoders=self._decoders)
         return self.make_row(example, depth)
 
+    def batch(self, rows: Example) -> Example:
+        """HU of a batch as the networks see them: the values of `to_unit`, clipped while they are
+        small."""
+
+        def unit(hu: Any) -> Any:
+            return (tf.cast(tf.clip_by_value(hu, -1000, 1000), tf.float32) / 1000.0)[..., None]
+
+        return rows | {name: unit(rows[name]) for name in self._units}
+
 
 def volume_view(masked: bool) -> View:
-    """{'volume' float32 [d, h, w, 1] in [-1, 1]} and, if `masked`, 'slice_mask' bool [d]."""
+    """{'volume' float32 [b, d, h, w, 1] in [-1, 1]} and, if `masked`, 'slice_mask' bool [d]."""
 
     def make_row(example: Example, depth: Any) -> Example:
         volume = example["volume"]
         real = tf.shape(volume)[0]
-        # The same as `to_unit`, in the same order.
-        unit = tf.clip_by_value(tf.cast(volume, tf.float32) / 1000.0, -1.0, 1.0)
-        padded = tf.pad(unit, [[0, depth - real], [0, 0], [0, 0]], constant_values=-1.0)
-        row = {"volume": padded[..., None]}
+        row = {"volume": padded(volume, depth - real, AIR_HU)}
         return row | ({"slice_mask": tf.range(depth) < real} if masked else {})
 
-    return View(record_features.volume_features(), make_row)
+    return View(record_features.volume_features(), make_row, units=("volume",))
+
+
+def padded(array: Any, more: Any, value: int) -> Any:
+    """`more` frames of `value` after those of [t, h, w]; without any, the array itself."""
+    return tf.cond(
+        more > 0,
+        lambda: tf.pad(array, [[0, more], [0, 0], [0, 0]], constant_values=value),
+        lambda: array,
+    )
 
 
 def token_view(text_width: int, codes: int, text_length: int, masked: bool, embedded: bool) -> View:
@@ -72,7 +95,7 @@ def token_view(text_width: int, codes: int, text_length: int, masked: bool, embe
     def make_row(example: Example, depth: Any) -> Example:
         ids = tf.cast(example["ids"], tf.int32)
         real, shape = tf.shape(ids)[0], tf.shape(ids)
-        row = {"token_ids": tf.pad(ids, [[0, depth - real], [0, 0], [0, 0]])}
+        row = {"token_ids": padded(ids, depth - real, 0)}
         if masked:
             mask = (tf.range(depth) < real)[:, None, None]
             row["token_mask"] = tf.broadcast_to(mask, [depth, shape[1], shape[2]])
@@ -91,18 +114,15 @@ def token_view(text_width: int, codes: int, text_length: int, masked: bool, embe
 def pair_view() -> View:
     """{'low_res' float32 [h, w, 1], 'high_res' [H, W, 1] in [-1, 1], 'report'}."""
 
-    def unit(volume: Any) -> Any:
-        return tf.clip_by_value(tf.cast(volume[0], tf.float32) / 1000.0, -1.0, 1.0)[..., None]
-
     def make_row(example: Example, depth: Any) -> Example:
         del depth
         return {
-            "low_res": unit(example["low"]),
-            "high_res": unit(example["high"]),
+            "low_res": example["low"][0],
+            "high_res": example["high"][0],
             "report": example["report"],
         }
 
-    return View(record_features.pair_features(), make_row)
+    return View(record_features.pair_features(), make_row, units=("low_res", "high_res"))
 
 
 def case_view() -> View:
@@ -114,7 +134,7 @@ def case_view() -> View:
         texts = {name: example[name] for name in ("report", "case", "patient", "placement")}
         return {**volumes.make_row(example, depth), **texts}
 
-    return View(record_features.volume_features(), make_row)
+    return View(record_features.volume_features(), make_row, units=("volume",))
 
 
 def report_view() -> View:
@@ -177,6 +197,7 @@ def stream(
         .unbatch()
         .map(load, num_parallel_calls=threads, deterministic=True)
         .batch(rows, drop_remainder=True)
+        .map(view.batch, num_parallel_calls=2, deterministic=True)
         .prefetch(AHEAD)
         .with_options(options)
     )

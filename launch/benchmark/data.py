@@ -21,7 +21,7 @@ from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
 from launch.extras import require_extras
 
-ITEMS = {"volumes": 60, "tokens": 4000}  # streamed while timed
+ITEMS = {"volumes": 400, "tokens": 4000}  # streamed while timed
 FLAT_ITEMS = 10_000
 
 
