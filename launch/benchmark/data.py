@@ -6,8 +6,7 @@ makes a CT-RATE tree of real-sized synthetic CTs in a temporary folder and times
 of its own: preparing; streaming volumes (201 x 128 x 128) and tokens (101 x 8 x 8) from shards; the
 same through Grain from ArrayRecord; reading as GenerateCT does, which unpacks and resizes the whole
 NIfTI file for every item; what the loader adds to a training step of configs/demo.py; and memory
-over 10,000 items. Needs `pip install -e '.[train,data,benchmark]'`, for Grain also
-`pip install grain array_record`.
+over 10,000 items. Needs `pip install -e '.[train,data,benchmark]'`, for Grain also '.[peers]'.
 """
 
 import argparse
