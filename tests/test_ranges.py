@@ -15,7 +15,17 @@ from gct_jax.ranges import RANGE, Checked, Range
 from gct_jax.training import config as training_config
 from gct_jax.training.config import OptimizerConfig, SuperResTraining, TrainConfig
 
-FREE_TEXT = {"name", "description", "folder", "source", "root", "reports", "vgg16"}
+FREE_TEXT = {
+    "name",
+    "description",
+    "folder",
+    "source",
+    "root",
+    "reports",
+    "vgg16",
+    "exclude",
+    "more_folders",
+}
 CLASSES = [
     cls
     for module in (model_config, training_config)
