@@ -9,12 +9,13 @@ The index is written first and names the size of the other file, so a shard is d
 there and the size is right.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,14 +47,18 @@ def write_shard(
     contents: Iterable[tuple[bytes, dict[str, Any]] | tuple[str, str]],
 ) -> ShardInfo:
     """Write a shard from (content, facts) of records and (name, reason) of what was rejected, as
-    they come."""
+    they come.
+
+    Raises:
+      InputError: the disk is full, or the folder cannot be written to.
+    """
     tensorflow = load_tensorflow()
     places: list[list[int]] = []
     facts: list[dict[str, Any]] = []
     rejected: list[list[str]] = []
     position = 0
     with replace_when_done(folder / f"{name}.tfrecord") as temporary:
-        with tensorflow.io.TFRecordWriter(os.fspath(temporary)) as writer:
+        with _told(tensorflow, folder), tensorflow.io.TFRecordWriter(str(temporary)) as writer:
             for one, other in contents:
                 if isinstance(one, str):
                     rejected.append([one, str(other)])
@@ -69,6 +74,15 @@ def write_shard(
         with replace_when_done(folder / f"{name}.json") as described:
             described.write_text(json.dumps(info._asdict()) + "\n", encoding="utf-8")
     return info
+
+
+@contextlib.contextmanager
+def _told(tensorflow: Any, folder: Path) -> Iterator[None]:
+    """TensorFlow's errors as one of ours."""
+    try:
+        yield
+    except tensorflow.errors.OpError as error:
+        raise InputError(f"cannot write {folder}: {' '.join(str(error.message).split())}") from None
 
 
 def read_info(folder: Path, name: str) -> ShardInfo | None:
