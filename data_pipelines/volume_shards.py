@@ -22,6 +22,7 @@ from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
 
 KIND = "volumes"
+MOST_CASES = 10**8
 COPIED = "the same voxels as a held-out case"
 
 
@@ -62,6 +63,8 @@ def prepare(
       GctError: a process was killed, or another writes the same shard.
     """
     source = open_source(data)
+    if source.cases > MOST_CASES:
+        raise ConfigError(f"data.source {data.source} makes as many as asked for; say --cases N")
     training, held_out = split_cases(source, data.source)
     splits = preparation.split_names(training, held_out)
     count = cases_per_shard or preparation.per_shard(grid, source.cases)

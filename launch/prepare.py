@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--held-out", type=int, default=16, metavar="N", help="cases, where no split is given (16)"
     )
+    source.add_argument("--cases", type=int, metavar="N", help="at most so many (all)")
     source.add_argument("--strict", action="store_true", help="a rejected case is an error")
     source.add_argument("--names", action="store_true", help="file names in the report")
 
@@ -113,7 +114,7 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--shard {options.shard} of --shards {options.shards}: count machines from 0"
         )
-    for name in ("workers", "cases_per_shard", "slices_per_case", "held_out"):
+    for name in ("workers", "cases_per_shard", "slices_per_case", "held_out", "cases"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")

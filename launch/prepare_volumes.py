@@ -5,6 +5,8 @@ import dataclasses
 
 from gct_jax.errors import ConfigError, GctError
 
+MOST_CASES = 10**9
+
 
 def run(options: argparse.Namespace) -> None:
     """Prepare this machine's share, and the report when all is there.
@@ -20,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"grid: {sentence}")
     depths = parse_depths(options.depths, grid.shape[0])
     data = dataclasses.replace(
-        DataConfig(cases=10**9, held_out=options.held_out),
+        DataConfig(cases=max(2, options.cases or MOST_CASES), held_out=options.held_out),
         source=options.source,
         root=options.root,
         reports=options.reports,

@@ -242,6 +242,7 @@ def test_a_run_on_shards(model, folders, tmp_path):
     ("words", "message"),
     [
         (["--source", "folder", "--out", "o"], "needs --grid"),
+        (["--source", "phantom", "--grid", "tiny", "--out", "o"], "--cases N"),
         (["--source", "folder", "--grid", "7x8x9", "--out", "o"], "state the spacing too"),
         (["--source", "folder", "--grid", "big", "--out", "o"], "is none of"),
         (["--source", "folder", "--grid", "tiny", "--root", "none", "--out", "o"], "no folder"),
