@@ -170,22 +170,16 @@ def stream(
     """
     threads = threads or os.cpu_count() or 1
 
-    def chosen(step: Any) -> Any:
-        return np.array(rows_of(int(step)), np.int64).reshape(rows, 3)
+    def read(step: Any) -> tuple[Any, Any]:
+        chosen = rows_of(int(step))
+        contents = [readers[row.folder](row.case, row.depth) for row in chosen]
+        return np.array(contents, object), np.array([row.depth for row in chosen], np.int32)
 
-    def read(row: Any) -> bytes:
-        folder, case, depth = (int(value) for value in row)
-        return readers[folder](case, depth)
-
-    def load(row: Any) -> Example:
-        content = tf.numpy_function(read, [row], tf.string, stateful=False)
-        content.set_shape(())
-        return view.row(content, tf.cast(row[2], tf.int32))
-
-    def rows_of_step(step: Any) -> Any:
-        found = tf.numpy_function(chosen, [step], tf.int64, stateful=False)
-        found.set_shape((rows, 3))
-        return found
+    def contents_of(step: Any) -> tuple[Any, Any]:
+        contents, depths = tf.numpy_function(read, [step], [tf.string, tf.int32], stateful=False)
+        contents.set_shape((rows,))
+        depths.set_shape((rows,))
+        return contents, depths
 
     options = tf.data.Options()
     options.deterministic = True
@@ -193,9 +187,9 @@ def stream(
     options.threading.max_intra_op_parallelism = 1
     dataset = (
         tf.data.Dataset.range(start, start + steps)
-        .map(rows_of_step)
+        .map(contents_of, num_parallel_calls=2, deterministic=True)
         .unbatch()
-        .map(load, num_parallel_calls=threads, deterministic=True)
+        .map(view.row, num_parallel_calls=threads, deterministic=True)
         .batch(rows, drop_remainder=True)
         .map(view.batch, num_parallel_calls=2, deterministic=True)
         .prefetch(AHEAD)
