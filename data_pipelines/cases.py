@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -239,6 +240,8 @@ def hold_out(cases: Sequence[Case], held_out: int) -> tuple[Case, ...]:
     )
 
 
-def pseudonym(name: str) -> str:
-    """16 hexadecimal digits that stand for a name in records."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+def pseudonym(name: str, key: bytes = b"") -> str:
+    """16 hexadecimal digits that stand for a name. Without the key, who knows the names cannot tell
+    which is whose."""
+    content = name.encode("utf-8", "surrogateescape")
+    return hmac.new(key, content, hashlib.sha256).hexdigest()[:16]

@@ -7,9 +7,10 @@
     data.root/dataset/multi_abnormality_labels/*.csv          the 18 findings
 
 Volumes of version 1 are scaled with the slope and intercept of the metadata, those of version 2
-never; values that are HU already are left alone in either. Where both are there, version 2 is
-taken. Any part of the download will do; `data.exclude` names files that list what to leave out (a
-volume, a scan or a patient on each line), as the authors publish one for scans without a chest.
+never; values that are HU already are left alone in either. Of a volume that is there in both,
+version 2 is taken. Any part of the download will do; `data.exclude` names files that list what to
+leave out (a volume, a scan or a patient on each line), as the authors publish one for scans without
+a chest.
 """
 
 import ast
@@ -125,9 +126,12 @@ def list_ct_rate(
     versions: dict[str, int] = {"v1": 0, "v2": 0}
     scans: set[str] = set()
     for prefix, split in SPLITS.items():
-        fixed = (base / f"{prefix}_fixed").is_dir()
-        folder = base / (f"{prefix}_fixed" if fixed else prefix)
-        for path, name in _volumes(base, folder, rejected):
+        newer = list(_volumes(base, base / f"{prefix}_fixed", rejected))
+        there = {path.name for path, _ in newer}
+        older = _volumes(base, base / prefix, rejected)
+        volumes = [(*volume, True) for volume in newer]
+        volumes += [(*volume, False) for volume in older if volume[0].name not in there]
+        for path, name, fixed in sorted(volumes, key=lambda volume: volume[0].name):
             found = NAME.fullmatch(path.name)
             if not found or found[1].split("_")[0] != prefix:
                 rejected.append(Rejected(name, f"its name is not {prefix}_N_SCAN_N.nii.gz"))
@@ -159,6 +163,9 @@ def _volumes(base: Path, folder: Path, rejected: list[Rejected]) -> Iterator[tup
         if reason:
             rejected.append(Rejected(inner.relative_to(base).as_posix(), reason))
         for file in files:
+            if not file.exists():
+                rejected.append(Rejected(file.relative_to(base).as_posix(), "a link to nothing"))
+                continue
             yield file, file.relative_to(base).as_posix()
 
 

@@ -37,7 +37,10 @@ def derived_ledger(
         "volumes": hashlib.sha256(manifest).hexdigest(),
         "splits": {name: len(cases) for name, cases in splits.items()},
         "per_shard": per_shard,
-        **{name: volumes.about[name] for name in ("shape", "spacing_mm", "depths", "data")},
+        **{
+            name: volumes.about[name]
+            for name in ("shape", "spacing_mm", "depths", "data", "listing")
+        },
     }
     return Ledger(folder, whole, plan_shards(splits, per_shard))
 

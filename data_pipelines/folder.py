@@ -32,14 +32,21 @@ from data_pipelines.patients import clean_text, parse_age, parse_sex
 from data_pipelines.source import HELD_OUT, TRAINING
 from data_pipelines.tables import Row, read_table
 from gct_jax.errors import ConfigError, InputError
+from gct_jax.notes import tell
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.dicom import Series, find_series, is_dicom
 
+REQUIRED = ("path", "report")
+OPTIONAL = (
+    *("patient", "scan", "age", "sex", "split", "series", "spacing_mm", "form"),
+    *LABELS,
+)
+MOST_HELD_OUT, LEAST_TRAINING = 16, 5  # where no number is asked for: one of five at most
 NIFTI = (".nii", ".nii.gz", ".hdr")
 NO_CT = (".csv", ".json", ".xlsx", ".txt", ".md", ".img", ".img.gz")
 SPLITS = {
     **dict.fromkeys(("train", "training"), TRAINING),
-    **dict.fromkeys(("valid", "validation", "val", "test", "held_out"), HELD_OUT),
+    **dict.fromkeys(("valid", "validation", "val", "held_out"), HELD_OUT),
 }
 
 
@@ -54,14 +61,24 @@ class FolderSource(ListedSource):
         root = Path(data.root)
         if not data.root or not root.is_dir():
             raise ConfigError(f"data.root = {data.root!r} is no folder of CTs")
-        rows = read_table(data.reports, ("path", "report")) if data.reports else None
-        super().__init__(list_folder(root, rows, data.held_out), data.cases)
+        rows = read_table(data.reports, REQUIRED, OPTIONAL) if data.reports else None
+        unknown = sorted(set(rows[0].cells) - {*REQUIRED, *OPTIONAL}) if rows else []
+        if unknown:
+            tell(f"{data.reports}: columns that say nothing here: {', '.join(unknown)}")
+        listing = list_folder(root, rows, data.held_out)
+        super().__init__(
+            listing._replace(facts={**listing.facts, "columns left out": unknown}), data.cases
+        )
 
 
 def list_folder(root: Path, rows: list[Row] | None, held_out: int) -> Listing:
     """What lies below `root`, with what the table says of it.
 
-    rows: of the table; None: there is none, and every CT counts.
+    rows: of the table; None: there is none, and every CT counts. held_out: 0 for 16 cases, or a
+      fifth if that is less.
+
+    Raises:
+      ConfigError: the table has a patient in both splits.
     """
     found, rejected = _find(root)
     if rows is None:
@@ -76,9 +93,22 @@ def list_folder(root: Path, rows: list[Row] | None, held_out: int) -> Listing:
         cases = stated
     listed = tuple(sorted(cases, key=lambda case: case.name))
     if not stated:
-        listed = hold_out(listed, held_out)
+        share = max(1, len(listed) // LEAST_TRAINING)
+        listed = hold_out(listed, held_out or min(MOST_HELD_OUT, share))
+    _require_apart(listed)
     facts = {"tables": 0 if rows is None else 1, "rows": 0 if rows is None else len(rows)}
     return Listing(listed, tuple(sorted(rejected)), facts)
+
+
+def _require_apart(cases: tuple[Case, ...]) -> None:
+    first: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(case.patient, case)
+        if other.split != case.split:
+            raise ConfigError(
+                f"{other.name} and {case.name} are of one patient but in both splits; correct the "
+                "table's column 'split'"
+            )
 
 
 def _find(root: Path) -> tuple[dict[str, list[Case]], list[Rejected]]:
@@ -89,6 +119,9 @@ def _find(root: Path) -> tuple[dict[str, list[Case]], list[Rejected]]:
         name = folder.relative_to(root).as_posix()
         if reason:
             rejected.append(Rejected(name, reason))
+        for file in [file for file in files if not file.exists()]:
+            rejected.append(Rejected(file.relative_to(root).as_posix(), "a link to nothing"))
+        files = [file for file in files if file.exists()]
         dicom = [file for file in files if not file.name.endswith((*NIFTI, *NO_CT))]
         dicom = [file for file in dicom if file.name != "DICOMDIR" and is_dicom(file)]
         if dicom:

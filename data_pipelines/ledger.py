@@ -157,6 +157,11 @@ def _require_same(path: Path, about: Mapping[str, Any]) -> None:
     recorded, about = _flat(read_about(path.parent)), _flat(about)
     for name in {**about, **recorded}:
         if recorded.get(name) != about.get(name):
+            if name == "listing":
+                raise ConfigError(
+                    f"{path.parent} was prepared from other CTs, reports or labels than there are "
+                    "now; give another --out, or the files as they were"
+                )
             was, now = (json.dumps(x.get(name))[:80] for x in (recorded, about))
             raise ConfigError(
                 f"{path.parent} was prepared with {name} = {was}, not {now}; give another --out"

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,17 @@ def split_names(training: Sequence[int], held_out: Sequence[int]) -> dict[str, S
 
 def listing_hash(source: Source) -> str:
     """Of everything that is known before a voxel is read: another list is another preparation."""
-    digest = hashlib.sha256()
+    return _listing_digest(source, b"listing")
+
+
+def listing_key(source: Source) -> bytes:
+    """The key of a preparation's pseudonyms: every machine finds the same, and it is written
+    nowhere."""
+    return _listing_digest(source, b"pseudonyms").encode()
+
+
+def _listing_digest(source: Source, purpose: bytes) -> str:
+    digest = hashlib.sha256(purpose)
     for case in range(source.cases):
         described: Any = [source.patient(case), source.split(case)]
         if isinstance(source, ListedSource):
@@ -66,10 +77,10 @@ def fill(
     """
     from data_pipelines.features import serialize, volume_features
 
-    features, missing = volume_features(), ledger.missing(share)
+    features, missing, key = volume_features(), ledger.missing(share), listing_key(source)
     work = [(shard, case) for shard in missing for case in shard.cases]
     rejected: list[Rejected] = []
-    results = _results(source, data, [case for _, case in work], grid, depths, workers)
+    results = _results(source, data, [case for _, case in work], grid, depths, workers, key)
     bar = tqdm(total=len(work), unit="CT", desc="preparing", disable=not work)
 
     def contents(shard: Shard) -> Iterator[tuple[Any, Any]]:
@@ -82,7 +93,7 @@ def fill(
             else:
                 rejected.append(result)
                 bar.write(f"rejected: {result.name}: {result.reason}")
-                yield case_key(source, case), _without_name(source, case, result.reason)
+                yield case_key(source, case, key), _without_name(source, case, result.reason)
 
     with bar:
         for shard in missing:
@@ -94,8 +105,8 @@ def _without_name(source: Source, case: int, reason: str) -> str:
     """A reason that does not say what file names say."""
     if isinstance(source, ListedSource) and not source.names_are_public:
         known = source.case(case)
-        for name in (known.name, *(file.name for file in known.files), known.patient):
-            reason = reason.replace(name, "it") if name else reason
+        for name in (known.name, *(file.name for file in known.files)):
+            reason = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w/-])", "it", reason)
     return reason
 
 
@@ -106,10 +117,11 @@ def _results(
     grid: Grid,
     depths: Sequence[int],
     workers: int,
+    key: bytes,
 ) -> Iterator[Prepared | Rejected]:
     """Of each case in order, made by `workers` processes."""
     pictures = spread(source.cases, MOST_THUMBNAILS)
-    work = functools.partial(_work, data.source, grid=grid, depths=tuple(depths))
+    work = functools.partial(_work, data.source, grid=grid, depths=tuple(depths), key=key)
     tasks = ((*task_of(source, data, case), case in pictures) for case in cases)
     return in_order(work, tasks, workers)
 
@@ -131,9 +143,10 @@ def _work(
     *,
     grid: Grid,
     depths: tuple[int, ...],
+    key: bytes,
 ) -> Prepared | Rejected:
     opened = opened_once(source) if isinstance(source, DataConfig) else source
-    return prepare_case(opened, name, case, grid, depths, picture)
+    return prepare_case(opened, name, case, grid, depths, picture, key)
 
 
 @functools.lru_cache(maxsize=1)
@@ -153,12 +166,14 @@ def public_rejections(source: Source, show_names: bool) -> list[list[str]]:
         return []
     from data_pipelines.cases import pseudonym
 
-    shown = show_names or source.names_are_public
+    shown, key = show_names or source.names_are_public, listing_key(source)
     return [
-        [name if shown else pseudonym(name), reason] for name, reason in source.listing.rejected
+        [name if shown else pseudonym(name, key), reason]
+        for name, reason in source.listing.rejected
     ]
 
 
 def names_by_key(source: Source) -> dict[str, str]:
     """Names as the terminal may show them, by the names in records."""
-    return {case_key(source, case): case_name(source, case) for case in range(source.cases)}
+    key = listing_key(source)
+    return {case_key(source, case, key): case_name(source, case) for case in range(source.cases)}

@@ -48,12 +48,15 @@ def case_name(source: Source, case: int) -> str:
     return source.case(case).name if isinstance(source, ListedSource) else f"case {case}"
 
 
-def case_key(source: Source, case: int) -> str:
-    """Its name in records and reports: a pseudonym unless names are public."""
+def case_key(source: Source, case: int, key: bytes) -> str:
+    """Its name in records and reports: a pseudonym unless names are public.
+
+    key: see `data_pipelines.preparation.listing_key`.
+    """
     if not isinstance(source, ListedSource):
         return f"case-{case:06d}"
     name = source.case(case).name
-    return name if source.names_are_public else pseudonym(name)
+    return name if source.names_are_public else pseudonym(name, key)
 
 
 def prepare_case(
@@ -63,6 +66,7 @@ def prepare_case(
     grid: Grid,
     depths: Sequence[int] = (),
     picture: bool = False,
+    key: bytes = b"",
 ) -> Prepared | Rejected:
     """One case on a grid, or why it cannot be used.
 
@@ -71,6 +75,7 @@ def prepare_case(
       grid: its shape and spacing count; the volume lies about the body, see `place`.
       depths: see `place`.
       picture: also make a thumbnail for the report.
+      key: of pseudonyms.
 
     Raises:
       ConfigError: what every case needs is missing, such as a package.
@@ -88,9 +93,9 @@ def prepare_case(
     age, sex, scan = _person(source, case)
     report = source.report(case, np.random.default_rng(case))
     record = {
-        "case": case_key(source, case),
-        "patient": pseudonym(source.patient(case)),
-        "scan": pseudonym(scan),
+        "case": case_key(source, case, key),
+        "patient": pseudonym(source.patient(case), key),
+        "scan": pseudonym(scan, key),
         "report": report,
         "labels": np.full(18, -1, np.int8) if labels is None else np.asarray(labels, np.int8),
         "age_years": np.float32(np.nan if age is None else age),

@@ -81,7 +81,7 @@ def summarize(
 
 def kind_of(reason: str) -> str:
     """A reason with its numbers and quotations left out: what counts as the same kind."""
-    return re.sub(r"-?\d+(\.\d+)?", "N", re.sub(r"'[^']*'", "'...'", reason))
+    return re.sub(r"-?\b\d+(\.\d+)?\b(?!-D)", "N", re.sub(r"'[^']*'", "'...'", reason))
 
 
 def kinds(reasons: Sequence[str]) -> list[tuple[str, int]]:

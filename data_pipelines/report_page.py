@@ -45,6 +45,8 @@ def page(summary: Summary, shown: Callable[[str], str]) -> str:
                 for name, split in summary.splits.items()
             ],
         ),
+        "<p>Names of files are hidden unless their source is public; the command that prepared "
+        "this shows them with --names.</p>",
         _reasons("Rejected", summary.rejected, shown),
         _reasons(
             "Mended, cut or noted",

@@ -20,9 +20,13 @@ class Row(NamedTuple):
     reason: str | None
 
 
-def read_table(path: str | Path, required: tuple[str, ...]) -> list[Row]:
+def read_table(
+    path: str | Path, required: tuple[str, ...], known: tuple[str, ...] = ()
+) -> list[Row]:
     """The rows of a CSV file in UTF-8 (or UTF-16 with its mark), separated by comma, semicolon or
-    tab; a cell may hold line breaks.
+    tab; a cell may hold line breaks. Case and blanks around a column's name do not matter.
+
+    known: names of columns, as the rows shall have them; others keep their own.
 
     Raises:
       InputError: the file cannot be read, is no table, or lacks a required column.
@@ -44,7 +48,9 @@ def read_table(path: str | Path, required: tuple[str, ...]) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
-        header = [name.strip() for name in next(reader, [])]
+        spelled = {name.lower(): name for name in (*required, *known)}
+        stripped = [name.strip() for name in next(reader, [])]
+        header = [spelled.get(name.lower(), name) for name in stripped]
         missing = [name for name in required if name not in header]
         if missing:
             raise InputError(

@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--one-per-scan", action="store_true", help="no further reconstructions")
     source.add_argument(
-        "--held-out", type=int, default=16, metavar="N", help="cases, where no split is given (16)"
+        "--held-out", type=int, metavar="N", help="cases, without a split (16, a fifth at most)"
     )
     source.add_argument("--cases", type=int, metavar="N", help="at most so many (all)")
     source.add_argument("--strict", action="store_true", help="a rejected case is an error")
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     work = parser.add_argument_group("of the work")
     work.add_argument("--workers", type=int, default=usable_cores(), help="processes (all cores)")
     work.add_argument("--shards", type=int, default=1, metavar="COUNT", help="machines at work")
-    work.add_argument("--shard", type=int, default=0, metavar="I", help="this one, from 0")
+    work.add_argument("--shard", type=int, metavar="I", help="this one, from 0")
     work.add_argument("--cases-per-shard", type=int, metavar="N")
     work.add_argument(
         "--slices-per-case", type=int, default=16, metavar="N", help="of --pairs (16)"
@@ -110,6 +110,11 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("--source needs --grid: demo, base or DxHxW@MMxMMxMM")
     if not options.config and options.overrides:
         raise ConfigError(f"{options.overrides[0]}: field=value goes with --config only")
+    if options.shard is None and options.shards > 1:
+        raise ConfigError(
+            f"--shards {options.shards} needs --shard I: which machine this is, from 0"
+        )
+    options.shard = options.shard or 0
     if not 0 <= options.shard < options.shards:
         raise ConfigError(
             f"--shard {options.shard} of --shards {options.shards}: count machines from 0"

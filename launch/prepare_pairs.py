@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     features, missing = pair_features(), ledger.missing((options.shard, options.shards))
     rebuild = rebuilder(components)
     bar = tqdm(total=sum(len(shard.cases) for shard in missing), unit="CT", disable=not missing)
-    cases = source_cases(data) if missing else {}
+    cases = source_cases(data, made["listing"]) if missing else {}
     with fixed_numerics(), bar:
         for shard in missing:
 
@@ -92,13 +92,24 @@ def run(options: argparse.Namespace) -> None:
     finish(options, ledger)
 
 
-def source_cases(data: Any) -> dict[str, int]:
-    """Numbers of a source's cases by their names in records."""
+def source_cases(data: Any, listing: str) -> dict[str, int]:
+    """Numbers of a source's cases by their names in records.
+
+    Raises:
+      ConfigError: they are not those that the volumes were prepared from.
+    """
+    from data_pipelines.preparation import listing_hash, listing_key
     from data_pipelines.prepared_case import case_key
     from data_pipelines.source import open_source
 
     source = open_source(data)
-    return {case_key(source, case): case for case in range(source.cases)}
+    if listing_hash(source) != listing:
+        raise ConfigError(
+            f"the CTs or tables of {data.root or data.source} changed since they were prepared; "
+            "prepare the volumes again into another folder"
+        )
+    key = listing_key(source)
+    return {case_key(source, case, key): case for case in range(source.cases)}
 
 
 def pairs(

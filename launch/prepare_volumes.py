@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from gct_jax.errors import ConfigError, GctError
+from gct_jax.notes import tell
 
 MOST_CASES = 10**9
 
@@ -21,8 +22,10 @@ def run(options: argparse.Namespace) -> None:
     grid, sentence = parse_grid(options.grid)
     print(f"grid: {sentence}")
     depths = parse_depths(options.depths, grid.shape[0])
+    # A folder finds a number itself, see `data_pipelines.folder.list_folder`.
+    held_out = options.held_out or (0 if options.source == "folder" else 16)
     data = dataclasses.replace(
-        DataConfig(cases=max(2, options.cases or MOST_CASES), held_out=options.held_out),
+        DataConfig(cases=max(2, options.cases or MOST_CASES), held_out=held_out),
         source=options.source,
         root=options.root,
         reports=options.reports,
@@ -52,6 +55,9 @@ def run(options: argparse.Namespace) -> None:
         f"{options.out}: {counts}, {len(summary.rejected)} rejected; {options.out}/report.html; "
         f"data.source=shards data.folder={options.out}"
     )
+    for name, split in summary.splits.items():
+        if not split["cases"]:
+            tell(f"no case is left for {name}; state another --held-out or a column 'split'")
     if options.strict and summary.rejected:
         raise GctError(
             f"{len(summary.rejected)} rejected, see {options.out}/report.html; without --strict "

@@ -52,7 +52,8 @@ class DataConfig(Checked):
     """What is trained on: a source (`data_pipelines/source.py`) and its options.
 
     `source` is the name of a source, or "MODULE:CLASS" of one's own. It has at most `cases` cases,
-    of which about `held_out` serve evaluation only (whole patients do).
+    of which about `held_out` serve evaluation only (whole patients do; of a folder of files 0 means
+    16, or a fifth if that is less).
     `root` and `reports` say where a source's files lie, if it has any; `exclude` names files that
     list cases to leave out, `text` the part of a report that is read where there are several,
     `one_per_scan` leaves out further reconstructions of a scan.
@@ -69,7 +70,7 @@ class DataConfig(Checked):
 
     source: str = "phantom"
     cases: int = number(4000, least=2)
-    held_out: int = number(16, least=1)
+    held_out: int = number(16, least=1, special=0)
     root: str = ""
     reports: str = ""
     exclude: tuple[str, ...] = ()

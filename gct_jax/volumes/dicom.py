@@ -82,10 +82,12 @@ def find_series(files: Iterable[Path]) -> list[Series]:
       InputError: a file cannot be read.
     """
     by_uid: dict[str, list[tuple[Path, Any]]] = {}
-    for path in sorted(files):
-        dataset = _read(path, pixels=False)
-        by_uid.setdefault(str(dataset.get("SeriesInstanceUID", "")), []).append((path, dataset))
-    return [_series(uid, members) for uid, members in sorted(by_uid.items())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about values that are not used here
+        for path in sorted(files):
+            dataset = _read(path, pixels=False)
+            by_uid.setdefault(str(dataset.get("SeriesInstanceUID", "")), []).append((path, dataset))
+        return [_series(uid, members) for uid, members in sorted(by_uid.items())]
 
 
 def _series(uid: str, members: list[tuple[Path, Any]]) -> Series:
@@ -140,18 +142,9 @@ def read_dicom(files: Sequence[Path], name: str, *, trust_spacing: bool = False)
       InputError: the series is damaged, lacks slices, has slices of several kinds or in several
         directions, is unevenly spaced, or its values cannot be Hounsfield units.
     """
-    slices: list[_Slice] = []
-    images: list[np.ndarray] = []
-    for path in files:
-        dataset = _read(path, pixels=True)
-        reason = _no_volume(dataset)
-        if reason:
-            raise InputError(f"{path}: {reason}")
-        frames = [_slice(path, dataset, frame) for frame in _frames(dataset)]
-        pixels = _pixels(path, dataset)
-        for one, image in zip(frames, pixels.reshape(-1, *pixels.shape[-2:]), strict=True):
-            slices.append(one)
-            images.append(_hounsfield(image, one, dataset))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about values that are not used here
+        slices, images = _images(files)
     order, notes = _ordered(slices, images, name)
     slices, images = [slices[i] for i in order], [images[i] for i in order]
     first, last = slices[0], slices[-1]
@@ -166,6 +159,23 @@ def read_dicom(files: Sequence[Path], name: str, *, trust_spacing: bool = False)
     if not trust_spacing:
         require_field(volume.shape, affine, name)
     return canonical(volume, affine, "dicom", SCANNER_CODE, notes)
+
+
+def _images(files: Sequence[Path]) -> tuple[list[_Slice], list[np.ndarray]]:
+    """The slices of all files, and their images in HU."""
+    slices: list[_Slice] = []
+    images: list[np.ndarray] = []
+    for path in files:
+        dataset = _read(path, pixels=True)
+        reason = _no_volume(dataset)
+        if reason:
+            raise InputError(f"{path}: {reason}")
+        frames = [_slice(path, dataset, frame) for frame in _frames(dataset)]
+        pixels = _pixels(path, dataset)
+        for one, image in zip(frames, pixels.reshape(-1, *pixels.shape[-2:]), strict=True):
+            slices.append(one)
+            images.append(_hounsfield(image, one, dataset))
+    return slices, images
 
 
 def _hounsfield(image: np.ndarray, one: _Slice, dataset: Any) -> np.ndarray:
@@ -285,8 +295,6 @@ def _read(path: Path, pixels: bool) -> Any:
     except ModuleNotFoundError:
         raise ConfigError("pydicom is missing, which reads DICOM; pip install '.[dicom]'") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values that are not used here
-            return pydicom.dcmread(os.fspath(path), stop_before_pixels=not pixels)
+        return pydicom.dcmread(os.fspath(path), stop_before_pixels=not pixels)
     except Exception as error:  # damaged files raise many kinds
         raise InputError(f"{path}: not a readable DICOM file ({error})") from None

@@ -32,7 +32,7 @@ from gct_jax.volumes.resample import resample
 
 LOWEST_HU, HIGHEST_HU = -1000, 1000
 LEAST_LUNG_LITRES = 0.2  # less is a head, a limb or an empty field
-NOTABLE_PADDING = 0.1  # of the grid's depth
+NOTABLE_PADDING = NOTABLE_CUT = 0.1  # of the grid's depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,8 @@ def place(
         assert body.lungs is not None  # there is lung
         room = (length_mm - field_mm[0]) / 2
         offset[0] = float(np.clip(sum(body.lungs) / 2, -room, room))
-        notes.append(f"cut from {length_mm:.0f} to {field_mm[0]:.0f} mm along the depth")
+        if length_mm > (1 + NOTABLE_CUT) * field_mm[0]:
+            notes.append(f"cut from {length_mm:.0f} to {field_mm[0]:.0f} mm along the depth")
         if body.lungs[1] - body.lungs[0] > field_mm[0]:
             notes.append("the lungs are longer than the grid and were cut")
     elif field_mm[0] - length_mm > NOTABLE_PADDING * field_mm[0]:

@@ -98,6 +98,19 @@ def test_nothing_is_scaled_twice(tmp_path, version):
             opened.read(0)
 
 
+def test_what_is_there_in_one_version_only_is_not_lost(tmp_path):
+    root = tree(tmp_path, "v1")
+    (old,) = root.rglob("train_1_a_1.nii.gz")
+    new = root / "dataset" / "train_fixed" / "train_1" / "train_1_a" / old.name
+    save(new, chest(seed=0))
+    opened = source(root)
+    assert opened.listing.facts["versions"] == {"v1": 3, "v2": 1} and opened.cases == 4
+    for i in range(2):
+        np.testing.assert_allclose(
+            opened.read(i).volume_hu[:, 5:], np.rint(chest(seed=i))[:, 5:], atol=1
+        )
+
+
 def test_tables_are_joined(tmp_path):
     opened = source(tree(tmp_path), text="both")
     assert opened.report(0, np.random.default_rng(0)) == (

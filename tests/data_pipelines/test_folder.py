@@ -121,6 +121,42 @@ def test_columns_are_believed(tmp_path):
     assert "neither 'train' nor 'validation'" in dict(source.listing.rejected)["c.nii.gz"]
 
 
+def test_columns_by_any_spelling_and_unknown_ones(tmp_path, capsys):
+    save(tmp_path / "cts" / "a.nii.gz")
+    (tmp_path / "t.csv").write_text(
+        "Path,REPORT, cardiomegaly ,Pleural Effusion,Alter\na.nii.gz,Text.,1,0,50\n"
+    )
+    source = FolderSource(
+        DataConfig(root=str(tmp_path / "cts"), reports=str(tmp_path / "t.csv"), held_out=0)
+    )
+    assert source.labels(0)[[2, 12]].tolist() == [1, 0]
+    assert "columns that say nothing here: Alter" in capsys.readouterr().err
+    assert source.listing.facts["columns left out"] == ["Alter"]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(4, 1), (20, 4), (200, 16)])
+def test_a_fifth_is_held_out_at_most(tmp_path, count, expected):
+    for i in range(count):
+        (tmp_path / f"{i}.nii.gz").touch()
+    source = FolderSource(DataConfig(root=str(tmp_path), held_out=0))
+    assert [source.split(i) for i in range(count)].count(HELD_OUT) == expected
+
+
+def test_links_to_nothing_and_patients_in_both_splits(tmp_path):
+    for name in "ab":
+        save(tmp_path / "cts" / f"{name}.nii.gz")
+    (tmp_path / "cts" / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
+    table = tmp_path / "t.csv"
+    data = DataConfig(root=str(tmp_path / "cts"), reports=str(table))
+    table.write_text("path,report,patient,split\na.nii.gz,x,p,train\nb.nii.gz,x,q,test\n")
+    rejected = dict(FolderSource(data).listing.rejected)
+    assert rejected["gone.nii.gz"] == "a link to nothing"
+    assert "neither 'train' nor 'validation'" in rejected["b.nii.gz"]
+    table.write_text("path,report,patient,split\na.nii.gz,x,p,train\nb.nii.gz,x,p,valid\n")
+    with pytest.raises(ConfigError, match=r"a\.nii\.gz and b\.nii\.gz are of one patient"):
+        FolderSource(data)
+
+
 def test_without_a_table_every_ct_counts(tmp_path):
     for name in ("p1/a.nii.gz", "p1/b.nii.gz", "p2/a.nii.gz"):
         save(tmp_path / name)

@@ -21,6 +21,7 @@ from data_pipelines.batch_plan import BatchPlan, Row  # noqa: E402
 from data_pipelines.cases import pseudonym  # noqa: E402
 from data_pipelines.folder import FolderSource  # noqa: E402
 from data_pipelines.loader import stream, training_stream, volume_view  # noqa: E402
+from data_pipelines.preparation import listing_key  # noqa: E402
 from data_pipelines.shard_reader import RecordReader, ShardFolder  # noqa: E402
 from gct_jax.errors import ConfigError, GctError, InputError  # noqa: E402
 from gct_jax.training.config import DataConfig  # noqa: E402
@@ -74,7 +75,9 @@ def test_records_are_what_the_source_gives(cts, prepared):
     import tensorflow_datasets as tfds
 
     source = FolderSource(data(cts))
-    number = {pseudonym(source.case(i).name): i for i in range(source.cases)}
+    key = listing_key(source)
+    number = {pseudonym(source.case(i).name, key): i for i in range(source.cases)}
+    assert not {pseudonym(source.case(i).name) for i in range(source.cases)} & set(number)
     seen = set()
     for split, expected in (("train", "training"), ("validation", "held_out")):
         for example in tfds.load("gct_volumes", data_dir=str(prepared), split=split):
@@ -178,7 +181,10 @@ def test_the_report_names_no_one_and_escapes_everything(broken):
 
 def test_the_same_voxels_are_never_on_both_sides(broken):
     values = json.loads((broken / "report.json").read_text())
-    pair = {pseudonym("good.nii.gz"), pseudonym("copy.nii.gz")}
+    root = broken.parent / "cts"
+    config = DataConfig(root=str(root), reports=str(root.parent / "reports.csv"), held_out=3)
+    key = listing_key(FolderSource(config))
+    pair = {pseudonym(name, key) for name in ("good.nii.gz", "copy.nii.gz")}
     assert any(pair <= set(group) for group in values["same_voxels"])
     left = {case["case"]: case["split"] for case in values["cases"]}
     for group in values["same_voxels"]:

@@ -14,7 +14,7 @@ from gct_jax.training.stages import join_components
 from launch import data, prepare, train
 
 BALLS = "data.source=ball_source:Balls"
-FEW = ["data.cases=12", "data.held_out=8", "data.slices_per_case=2"]
+FEW = ["data.cases=16", "data.held_out=8", "data.slices_per_case=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +44,7 @@ def test_prepared_and_rendered_cases_make_the_same_batches(model, tmp_path, stag
     pool = tmp_path / "pool"
     words = command(stage, "--from", model, *PAIRS[stage])
     assert prepare.main([*words, "--out", str(pool)]) == 0
-    assert f"12 cases for stage {stage}; data.folder={pool}" in capsys.readouterr().out
+    assert f"16 cases for stage {stage}; data.folder={pool}" in capsys.readouterr().out
     before = {path.name: path.stat().st_mtime_ns for path in pool.iterdir()}
     assert prepare.main([*words, "--out", str(pool)]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in pool.iterdir()} == before
@@ -74,7 +74,7 @@ def test_training_on_what_is_missing_names_the_command(model, tmp_path, capsys):
     line = refused(capsys, train.main, *words, f"data.folder={tmp_path / 'pool'}")
     expected = f"python -m launch.prepare --config configs/tiny.py:maskgit --from {model} --out "
     assert "lacks 1 of 1 shards of volumes-5x16" in line and expected + str(tmp_path) in line
-    assert line.endswith("data.cases=12 data.held_out=8 data.slices_per_case=2")
+    assert line.endswith("data.cases=16 data.held_out=8 data.slices_per_case=2")
     assert not (tmp_path / "pool").exists() and not (tmp_path / "w" / "config.json").exists()
 
 

@@ -74,6 +74,14 @@ def folders(cts, model, tmp_path_factory):
     return made
 
 
+def numbers(source):
+    """Numbers of cases by their names in records."""
+    from data_pipelines.preparation import listing_key
+    from data_pipelines.prepared_case import case_key
+
+    return {case_key(source, i, listing_key(source)): i for i in range(source.cases)}
+
+
 def cases(cts):
     return FolderSource(
         DataConfig(root=str(cts), reports=str(cts / "reports.csv"), held_out=8, cases=99)
@@ -101,9 +109,7 @@ def records(folder, split="train"):
 
 def test_tokens_and_text_are_those_of_the_networks(cts, components, folders):
     source, config = cases(cts), components.config
-    from data_pipelines.prepared_case import case_key
-
-    number = {case_key(source, i): i for i in range(source.cases)}
+    number = numbers(source)
     ctvit = build_component(config, "ctvit")
     encode = jax.jit(lambda v: ctvit.apply(components.variables["ctvit"], v, method="encode"))
     tokenizer = Tokenizer(components.tokenizer)
@@ -120,9 +126,7 @@ def test_tokens_and_text_are_those_of_the_networks(cts, components, folders):
 
 def test_pairs_are_the_reconstruction_and_the_ct(cts, components, folders):
     source, config = cases(cts), components.config
-    from data_pipelines.prepared_case import case_key
-
-    number = {case_key(source, i): i for i in range(source.cases)}
+    number = numbers(source)
     ctvit = build_component(config, "ctvit")
     grid, size = low_grid(config), config.diffusion.image_size
     rebuild = jax.jit(lambda v: ctvit.apply(components.variables["ctvit"], v).reconstruction)
@@ -250,6 +254,7 @@ def test_a_run_on_shards(model, folders, tmp_path):
         (["--source", "folder", "--grid", "tiny", "--depths", "3,4", "--out", "o"], "--depths"),
         (["--tokens", "none", "--out", "o"], "--from"),
         (["--pairs", "none", "--out", "o", "x=1"], "goes with --config"),
+        (["--source", "folder", "--grid", "tiny", "--shards", "2", "--out", "o"], "--shard I"),
         (["--source", "folder", "--grid", "tiny", "--shard", "2", "--out", "o"], "from 0"),
         (["--source", "folder", "--grid", "tiny", "--workers", "0", "--out", "o"], "at least 1"),
     ],
