@@ -39,16 +39,22 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_components(options: argparse.Namespace) -> "Components":
-    """The networks of --from, with the sizes of the folders that trained them.
+    """The networks of --from, with the sizes of the folders that trained them. They need not belong
+    together: what is made by them remembers by which, and training looks.
 
     Raises:
-      GctError: none is named, a folder is unusable, or two do not belong together.
+      GctError: none is named, or a folder is unusable.
     """
     from gct_jax.training.stages import join_components
 
     if not options.networks:
         raise ConfigError("name the folder of the networks with --from")
-    return join_components(None, options.networks, allow_unfinished=options.allow_unfinished)
+    return join_components(
+        None,
+        options.networks,
+        allow_unfinished=options.allow_unfinished,
+        accept_mismatch=True,
+    )
 
 
 def load_config(spec: str, overrides: list[str]) -> "TrainConfig":
