@@ -134,7 +134,7 @@ def test_a_finished_run_is_not_continued(folder):
         (["--config", "configs/tiny.py:ctvit", "data.held_out=24"], "leaves none of 24"),
         (
             ["--config", "configs/tiny.py:ctvit", "data.source=ct"],
-            "'ct' is none of phantom, generatect",
+            "'ct' is none of phantom, ct_rate",
         ),
         (["--config", "configs/tiny.py:ctvit", "data.source=nowhere:CTs"], "named 'nowhere'"),
         (["--config", "configs/tiny.py:ctvit", "data.source=ball_source:CTs"], "attribute 'CTs'"),
