@@ -103,7 +103,8 @@ class Ledger:
 
     def write_manifest(self) -> None:
         """FOLDER/manifest.json: of every shard its records' places and depths, and its SHA-256, by
-        which a copy can be checked. All shards must be done."""
+        which a copy can be checked. All shards must be done; what a kill left half-written beside
+        them is removed."""
         entries = {}
         for split in dict.fromkeys(shard.split for shard in self.shards):
             names = [shard.name for shard in self.shards if shard.split == split]
@@ -114,6 +115,8 @@ class Ledger:
                     "places": info.places,
                     "depths": [facts["slices"] for facts in info.facts],
                 }
+        for left in self.shard_folder.glob(".gct-*"):
+            left.unlink(missing_ok=True)
         with replace_when_done(self.folder / "manifest.json") as temporary:
             temporary.write_text(json.dumps(entries) + "\n", encoding="utf-8")
 
