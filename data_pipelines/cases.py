@@ -27,26 +27,6 @@ ADVICE = (
     (r"--form (\w+)( or --form \w+)?", "a column form"),
     (r"--spacing", "a column spacing_mm"),
 )
-LABELS = (
-    "Medical material",
-    "Arterial wall calcification",
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Coronary artery wall calcification",
-    "Hiatal hernia",
-    "Lymphadenopathy",
-    "Emphysema",
-    "Atelectasis",
-    "Lung nodule",
-    "Lung opacity",
-    "Pulmonary fibrotic sequela",
-    "Pleural effusion",
-    "Mosaic attenuation pattern",
-    "Peribronchial thickening",
-    "Consolidation",
-    "Bronchiectasis",
-    "Interlobular septal thickening",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +53,8 @@ class Case:
       patient: whose it is. scan: reconstructions of one scan share it.
       split: `TRAINING` or `HELD_OUT`.
       text: the report without age and sex, "" if there is none.
-      labels: 0 or 1 in the order of `LABELS`, -1 where not known; None: none is known.
+      labels: 0 or 1 for each of `data_pipelines.labels.LABELS`, -1 where not known; None: none
+        is known.
       notes: sentences on what was mended.
     """
 

@@ -1,20 +1,22 @@
 """What a source hands over, checked where it arrives: a wrong case is named before it is stored."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import jax
 import numpy as np
 
 from data_pipelines.source import HELD_OUT, TRAINING, Source
 from gct_jax.errors import ConfigError, GctError
 from gct_jax.volumes.grid import Grid, by
 
+if TYPE_CHECKING:
+    import jax
+
 T = TypeVar("T")
 LOWEST_HU, HIGHEST_HU = -8192, 16384  # air outside the field of some scanners; metal
 
 
-def checked_volume(source: Source, name: str, case: int, grid: Grid) -> np.ndarray | jax.Array:
+def checked_volume(source: Source, name: str, case: int, grid: Grid) -> "np.ndarray | jax.Array":
     """`source.volume_hu`, an array of NumPy or JAX, which may still be computing it.
 
     Raises:

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_pipelines.labels import LABELS
+from data_pipelines.prepared_case import pack, volume_bytes
 from data_pipelines.records import load_tensorflow
+from data_pipelines.shards import smallest_id_type
 
 tf = load_tensorflow()
-FINDINGS = 18
 
 
 class ZstdVolume(tfds.features.FeatureConnector):
@@ -39,10 +41,7 @@ class ZstdVolume(tfds.features.FeatureConnector):
         if isinstance(example_data, tuple):
             packed, shape = example_data
         else:
-            import zstandard
-
-            array = np.ascontiguousarray(example_data, "<i2")
-            packed, shape = zstandard.compress(array.tobytes(), 1), array.shape
+            packed, shape = pack(volume_bytes(example_data)), example_data.shape
         return {"packed": packed, "shape": np.array(shape, np.int64)}
 
     def decode_example(self, tfexample_data: Any) -> Any:
@@ -66,7 +65,7 @@ def volume_features() -> Any:
     return _features(
         volume=ZstdVolume(),
         spacing_mm=tfds.features.Tensor(shape=(3,), dtype=np.float32),
-        labels=tfds.features.Tensor(shape=(FINDINGS,), dtype=np.int8),
+        labels=tfds.features.Tensor(shape=(len(LABELS),), dtype=np.int8),
         age_years=tfds.features.Scalar(np.float32),
         texts=("report", "sex", "case", "patient", "scan", "placement"),
     )
@@ -89,8 +88,9 @@ def token_features(text_width: int, codes: int) -> Any:
 
 
 def id_type(codes: int) -> Any:
-    """The smallest type that holds the ids 0 ... `codes` - 1."""
-    return next((t for t in (np.uint8, np.uint16) if codes - 1 <= np.iinfo(t).max), np.int32)
+    """The smallest type that holds the ids 0 ... `codes` - 1 and that tf.data reads."""
+    smallest = smallest_id_type(codes)
+    return np.int32 if smallest is np.uint32 else smallest
 
 
 def pair_features() -> Any:

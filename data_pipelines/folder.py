@@ -19,7 +19,6 @@ from collections import defaultdict
 from pathlib import Path
 
 from data_pipelines.cases import (
-    LABELS,
     Case,
     ListedSource,
     Listing,
@@ -27,6 +26,7 @@ from data_pipelines.cases import (
     Rejected,
     hold_out,
 )
+from data_pipelines.labels import LABELS
 from data_pipelines.paths import leaves, named_path, walk
 from data_pipelines.patients import clean_text, parse_age, parse_sex
 from data_pipelines.source import HELD_OUT, TRAINING

@@ -10,16 +10,20 @@ with a common folder, or with folders that are put together later, share the sha
 """
 
 import contextlib
+import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
 
 from data_pipelines.records import ShardInfo, read_info, shard_name, write_shard
-from gct_jax.errors import ConfigError, GctError
+from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 
+T = TypeVar("T")
 FORMAT = 1
 DATASET = "gct_volumes"  # where TensorFlow Datasets begins to write before we do
 TRAIN, VALIDATION = "train", "validation"
@@ -101,6 +105,31 @@ class Ledger:
             if self.info(shard) is None:
                 write_shard(self.shard_folder, shard.name, contents)
 
+    def write_all(
+        self,
+        shards: Sequence[Shard],
+        results: Iterator[T],
+        entries: Callable[[T], Iterable[Any]],
+        what: str = "preparing",
+    ) -> None:
+        """Write shards one after the other, with a progress bar.
+
+        Args:
+          results: one for each of the shards' cases, in order.
+          entries: what `write_shard` takes, from a result.
+
+        Raises:
+          GctError: another process is at a shard, or the disk is full.
+        """
+        total = sum(len(shard.cases) for shard in shards)
+        with tqdm(total=total, unit="CT", desc=what, disable=not total) as bar:
+            for shard in shards:
+                own = itertools.islice(results, len(shard.cases))
+                self.write(shard, (entry for one in _counted(own, bar) for entry in entries(one)))
+                # A shard that another process has just finished takes none of its results.
+                for _ in _counted(own, bar):
+                    pass
+
     def write_manifest(self) -> None:
         """FOLDER/manifest.json: of every shard its records' places and depths, and its SHA-256, by
         which a copy can be checked. All shards must be done; what a kill left half-written beside
@@ -126,18 +155,17 @@ class Ledger:
         from gct_jax.runtime.lock import locked
 
         folder = self.folder / "locks" / shard.name
-        try:
-            with locked(folder):
-                yield
-        except GctError as error:
-            if "is in use by" in str(error):
-                raise GctError(
-                    f"{error}. Machines that work at once need --shards COUNT and a --shard each"
-                ) from None
-            raise
+        with locked(folder, "wait for it; machines that work at once need --shards and --shard"):
+            yield
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # others are at work
             folder.parent.rmdir()
+
+
+def _counted(results: Iterator[T], bar: tqdm) -> Iterator[T]:
+    for result in results:
+        bar.update()
+        yield result
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from data_pipelines.batch_plan import BatchPlan, Row
 from data_pipelines.features import tf
 from data_pipelines.shard_reader import RecordReader
 from gct_jax.errors import GctError, InputError
+from gct_jax.volumes.placement import HIGHEST_HU, LOWEST_HU
 
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
-# (record of a folder as tensors, depth to pad to, number that a draw may use) -> tensors of a row.
+# (a record as tensors, the depth to pad to) -> tensors of a row.
 MakeRow = Callable[[Example, Any], Example]
 AHEAD = 2  # batches
-AIR_HU = -1000
 FAR = 1 << 40  # steps
 
 
@@ -59,7 +59,8 @@ class View:
         small."""
 
         def unit(hu: Any) -> Any:
-            return (tf.cast(tf.clip_by_value(hu, -1000, 1000), tf.float32) / 1000.0)[..., None]
+            clipped = tf.clip_by_value(hu, LOWEST_HU, HIGHEST_HU)
+            return (tf.cast(clipped, tf.float32) / 1000.0)[..., None]
 
         return rows | {name: unit(rows[name]) for name in self._units}
 
@@ -70,7 +71,7 @@ def volume_view(masked: bool) -> View:
     def make_row(example: Example, depth: Any) -> Example:
         volume = example["volume"]
         real = tf.shape(volume)[0]
-        row = {"volume": padded(volume, depth - real, AIR_HU)}
+        row = {"volume": padded(volume, depth - real, LOWEST_HU)}
         return row | ({"slice_mask": tf.range(depth) < real} if masked else {})
 
     return View(record_features.volume_features(), make_row, units=("volume",))

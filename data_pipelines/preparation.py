@@ -4,15 +4,16 @@ import functools
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data_pipelines.cases import ListedSource, Listing, Rejected
-from data_pipelines.ledger import TRAIN, VALIDATION, Ledger, Shard
+from data_pipelines.cases import ListedSource, Listing, Rejected, pseudonym
+from data_pipelines.ledger import Ledger
 from data_pipelines.pool import in_order
-from data_pipelines.prepared_case import Prepared, case_key, case_name, prepare_case
+from data_pipelines.prepared_case import Prepared, case_key, prepare_case
 from data_pipelines.source import Source, open_source
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
@@ -29,24 +30,17 @@ def per_shard(grid: Grid, cases: int) -> int:
     return max(1, min(fitting, -(-cases // 8)))
 
 
-def split_names(training: Sequence[int], held_out: Sequence[int]) -> dict[str, Sequence[int]]:
-    """Cases by the name of their split in files."""
-    return {TRAIN: training, VALIDATION: held_out}
+class Identity(NamedTuple):
+    """Of everything that is known of a source before a voxel is read: `hash` tells another list,
+    `key` is that of pseudonyms, which every machine finds and nobody writes down."""
+
+    hash: str
+    key: bytes
 
 
-def listing_hash(source: Source) -> str:
-    """Of everything that is known before a voxel is read: another list is another preparation."""
-    return _listing_digest(source, b"listing")
-
-
-def listing_key(source: Source) -> bytes:
-    """The key of a preparation's pseudonyms: every machine finds the same, and it is written
-    nowhere."""
-    return _listing_digest(source, b"pseudonyms").encode()
-
-
-def _listing_digest(source: Source, purpose: bytes) -> str:
-    digest = hashlib.sha256(purpose)
+def listing_identity(source: Source) -> Identity:
+    """The identity of a source's list; looks at the size of every file."""
+    digest = hashlib.sha256()
     for case in range(source.cases):
         described: Any = [source.patient(case), source.split(case)]
         if isinstance(source, ListedSource):
@@ -54,7 +48,11 @@ def _listing_digest(source: Source, purpose: bytes) -> str:
             sizes = [file.stat().st_size for file in known.files]
             described += [known.name, known.report, known.labels, repr(known.reading), sizes]
         digest.update(json.dumps(described).encode("utf-8", "surrogateescape") + b"\n")
-    return digest.hexdigest()
+    secret = digest.digest()
+    return Identity(
+        hashlib.sha256(b"listing" + secret).hexdigest(),
+        hashlib.sha256(b"pseudonyms" + secret).digest(),
+    )
 
 
 def fill(
@@ -62,43 +60,35 @@ def fill(
     source: Source,
     data: DataConfig,
     grid: Grid,
+    key: bytes,
     depths: Sequence[int] = (),
     *,
     workers: int = 1,
     share: tuple[int, int] = (0, 1),
-) -> list[Rejected]:
+) -> None:
     """Write the shards of this machine's `share` that are missing.
 
-    Returns:
-      What this call rejected, by the names that the terminal may show.
+    key: of pseudonyms.
 
     Raises:
       GctError: a process was killed, the disk is full, or another process writes the same shard.
     """
     from data_pipelines.features import serialize, volume_features
 
-    features, missing, key = volume_features(), ledger.missing(share), listing_key(source)
-    work = [(shard, case) for shard in missing for case in shard.cases]
-    rejected: list[Rejected] = []
-    results = _results(source, data, [case for _, case in work], grid, depths, workers, key)
-    bar = tqdm(total=len(work), unit="CT", desc="preparing", disable=not work)
+    features, missing = volume_features(), ledger.missing(share)
+    cases = [case for shard in missing for case in shard.cases]
 
-    def contents(shard: Shard) -> Iterator[tuple[Any, Any]]:
-        for case in shard.cases:
-            result = next(results)
-            bar.update()
-            if isinstance(result, Prepared):
-                example = {"volume": (result.packed, result.shape), **result.record}
-                yield serialize(features, example), result.facts
-            else:
-                rejected.append(result)
-                bar.write(f"rejected: {result.name}: {result.reason}")
-                yield case_key(source, case, key), _without_name(source, case, result.reason)
+    def entries(numbered: tuple[int, Prepared | Rejected]) -> Iterator[tuple[Any, Any]]:
+        case, result = numbered
+        if isinstance(result, Prepared):
+            example = {"volume": (result.packed, result.shape), **result.record}
+            yield serialize(features, example), result.facts
+        else:
+            tqdm.write(f"rejected: {result.name}: {result.reason}", file=sys.stderr)
+            yield case_key(source, case, key), _without_name(source, case, result.reason)
 
-    with bar:
-        for shard in missing:
-            ledger.write(shard, contents(shard))
-    return rejected
+    results = _results(source, data, cases, grid, depths, workers, key)
+    ledger.write_all(missing, zip(cases, results, strict=True), entries)
 
 
 def _without_name(source: Source, case: int, reason: str) -> str:
@@ -160,20 +150,17 @@ def spread(count: int, most: int) -> frozenset[int]:
     return frozenset(int(i * count / min(count, most)) for i in range(min(count, most)))
 
 
-def public_rejections(source: Source, show_names: bool) -> list[list[str]]:
+def public_rejections(source: Source, key: bytes, show_names: bool) -> list[list[str]]:
     """[name, reason] of what the source did not list, under pseudonyms unless they may be shown."""
     if not isinstance(source, ListedSource):
         return []
-    from data_pipelines.cases import pseudonym
-
-    shown, key = show_names or source.names_are_public, listing_key(source)
+    shown = show_names or source.names_are_public
     return [
         [name if shown else pseudonym(name, key), reason]
         for name, reason in source.listing.rejected
     ]
 
 
-def names_by_key(source: Source) -> dict[str, str]:
-    """Names as the terminal may show them, by the names in records."""
-    key = listing_key(source)
-    return {case_key(source, case, key): case_name(source, case) for case in range(source.cases)}
+def numbers_by_key(source: Source, key: bytes) -> dict[str, int]:
+    """Numbers of cases by their names in records."""
+    return {case_key(source, case, key): case for case in range(source.cases)}

@@ -7,14 +7,15 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from data_pipelines.cases import ListedSource, Rejected, pseudonym
-from data_pipelines.checks import checked_volume
+from data_pipelines.checks import checked_report, checked_volume
+from data_pipelines.labels import LABELS
 from data_pipelines.source import Source
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.volumes.ct import CT
@@ -22,6 +23,7 @@ from gct_jax.volumes.grid import Grid
 from gct_jax.volumes.intensity import WINDOWS_HU, window_to_uint8
 from gct_jax.volumes.placement import Placement, on_grid, place
 
+T = TypeVar("T")
 ZSTD_LEVEL = 1
 HISTOGRAM_HU = (-1000, 1000, 40)  # first, last, bins
 THUMBNAIL = 96  # pixels
@@ -82,28 +84,30 @@ def prepare_case(
     """
     try:
         volume, placement, notes = _volume(source, name, case, grid, depths)
+        report = _report(source, name, case)
     except InputError as error:
         reason = str(error).removeprefix(f"{case_name(source, case)}: ")
         return Rejected(case_name(source, case), reason)
     except MemoryError:
         return Rejected(case_name(source, case), "more voxels than there is memory")
-    content = np.ascontiguousarray(volume.astype("<i2")).tobytes()
+    content = volume_bytes(volume)
     depth, height, width = volume.shape
     labels = source.labels(case)
     age, sex, scan = _person(source, case)
-    report = source.report(case, np.random.default_rng(case))
     record = {
         "case": case_key(source, case, key),
         "patient": pseudonym(source.patient(case), key),
         "scan": pseudonym(scan, key),
         "report": report,
-        "labels": np.full(18, -1, np.int8) if labels is None else np.asarray(labels, np.int8),
+        "labels": np.full(len(LABELS), -1, np.int8)
+        if labels is None
+        else np.asarray(labels, np.int8),
         "age_years": np.float32(np.nan if age is None else age),
         "sex": sex,
         "spacing_mm": np.array(placement.grid.spacing_mm, np.float32),
         "placement": json.dumps(placement.to_json()),
     }
-    return Prepared(_pack(content), (depth, height, width), record, {
+    return Prepared(pack(content), (depth, height, width), record, {
         "case": record["case"],
         "patient": record["patient"],
         "content": hashlib.sha256(content).hexdigest(),
@@ -124,14 +128,27 @@ def _volume(
     source: Source, name: str, case: int, grid: Grid, depths: Sequence[int]
 ) -> tuple[np.ndarray, Placement, tuple[str, ...]]:
     if not isinstance(source, ListedSource):
-        try:
-            volume = np.asarray(checked_volume(source, name, case, grid))
-        except ConfigError as error:
-            raise InputError(str(error)) from error
+        volume = np.asarray(_of_case(checked_volume, source, name, case, grid))
         return volume, Placement(grid, grid), ()
     ct: CT = source.read(case)
     placement = place(ct, grid.shape, grid.spacing_mm, depths, case_name(source, case))
     return on_grid(ct, placement.grid), placement, (*ct.notes, *placement.notes)
+
+
+def _report(source: Source, name: str, case: int) -> str:
+    """ "" only from a list, whose cases need no report."""
+    rng = np.random.default_rng(case)
+    if isinstance(source, ListedSource):
+        return source.report(case, rng)
+    return _of_case(checked_report, source, name, case, rng)
+
+
+def _of_case(check: Callable[..., T], *arguments: Any) -> T:
+    """What is wrong with a case rejects it, and not the source."""
+    try:
+        return check(*arguments)
+    except ConfigError as error:
+        raise InputError(str(error)) from error
 
 
 def _person(source: Source, case: int) -> tuple[float | None, str, str]:
@@ -142,7 +159,17 @@ def _person(source: Source, case: int) -> tuple[float | None, str, str]:
     return (known.age.years if known.age else None), known.sex, known.scan
 
 
-def _pack(content: bytes) -> bytes:
+def volume_bytes(volume_hu: np.ndarray) -> bytes:
+    """A volume as int16, little-endian."""
+    return np.ascontiguousarray(volume_hu, "<i2").tobytes()
+
+
+def pack(content: bytes) -> bytes:
+    """By Zstandard.
+
+    Raises:
+      ConfigError: it is missing.
+    """
     try:
         import zstandard
     except ModuleNotFoundError:

@@ -3,7 +3,8 @@
     train-00003.tfrecord    records one after the other
     train-00003.json        {"records": n, "bytes": size, "sha256": of the file,
                              "places": [[offset, length, crc32], ...] of each record's content,
-                             "facts": of each record, "rejected": [[name, reason], ...]}
+                             "facts": of each record, "rejected": [[name, reason], ...],
+                             "dropped": facts of records that were taken out again}
 
 The index is written first and names the size of the other file, so a shard is done when both are
 there and the size is right.
@@ -15,7 +16,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ class ShardInfo(NamedTuple):
     places: list[list[int]]
     facts: list[dict[str, Any]]
     rejected: list[list[str]]
+    dropped: list[dict[str, Any]]
 
 
 def shard_name(split: str, number: int) -> str:
@@ -45,9 +47,10 @@ def write_shard(
     folder: Path,
     name: str,
     contents: Iterable[tuple[bytes, dict[str, Any]] | tuple[str, str]],
+    dropped: Sequence[dict[str, Any]] = (),
 ) -> ShardInfo:
     """Write a shard from (content, facts) of records and (name, reason) of what was rejected, as
-    they come.
+    they come; dropped: facts of records that it had before.
 
     Raises:
       InputError: the disk is full, or the folder cannot be written to.
@@ -70,7 +73,7 @@ def write_shard(
                 position += BEFORE + len(one) + AFTER
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        info = ShardInfo(len(places), position, sha256, places, facts, rejected)
+        info = ShardInfo(len(places), position, sha256, places, facts, rejected, list(dropped))
         with replace_when_done(folder / f"{name}.json") as described:
             described.write_text(json.dumps(info._asdict()) + "\n", encoding="utf-8")
     return info
@@ -111,27 +114,8 @@ def rewrite_without(folder: Path, name: str, dropped: Sequence[int], reason: str
                     file.seek(offset)
                     yield file.read(length), info.facts[i]
 
-        return write_shard(folder, name, contents())
-
-
-def read_record(open_file: Callable[[str], Any], path: str, place: Sequence[int]) -> bytes:
-    """The content of one record.
-
-    Args:
-      open_file: path -> an object with `read_at(offset, length)`.
-      place: (offset, length, crc32) of the shard's `places`.
-
-    Raises:
-      InputError: the shard is damaged; the message names it and the record's place.
-    """
-    offset, length, checksum = (int(value) for value in place)
-    content: bytes = open_file(path).read_at(offset, length)
-    if len(content) != length or zlib.crc32(content) != checksum:
-        raise InputError(
-            f"{path} is damaged at byte {offset}: delete it and prepare it again, or train on with "
-            "data.skip_damaged=True"
-        )
-    return content
+        gone = [*info.dropped, *(info.facts[i] for i in dropped)]
+        return write_shard(folder, name, contents(), gone)
 
 
 def load_tensorflow() -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.cases import LABELS
+from data_pipelines.labels import LABELS
 from data_pipelines.ledger import Ledger
 from gct_jax.runtime.files import replace_when_done
 

@@ -6,11 +6,13 @@ Paths may be what TensorFlow's file system knows: local ones, gs://, ram:// in t
 import functools
 import json
 import os
+import threading
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.records import load_tensorflow, read_record
+from data_pipelines.records import load_tensorflow
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.notes import tell
 
@@ -111,16 +113,31 @@ class RecordReader:
             i = (number + ahead) % len(self._records.places)
             if ahead and not 0 < self._records.depths[i] <= (depth or self._records.depths[number]):
                 continue
-            shard, *place = self._records.places[i]
+            shard, *place = self._records.places[i].tolist()
             try:
-                return read_record(_open_file, self._records.paths[shard], place)
-            except (InputError, OSError) as error:
+                return _read(self._records.paths[shard], *place)
+            except InputError as error:
                 if not self._skip:
                     raise
                 if i not in self._told:
                     tell(f"passed over: {str(error).split(': delete')[0]}")
                     self._told.add(i)
         raise InputError(f"{self._records.paths[0]}: no record is whole")
+
+
+def _read(path: str, offset: int, length: int, checksum: int) -> bytes:
+    """The content of one record.
+
+    Raises:
+      InputError: the shard is damaged; the message names it and the record's place.
+    """
+    content = _open_file(path).read_at(offset, length)
+    if len(content) != length or zlib.crc32(content) != checksum:
+        raise InputError(
+            f"{path} is damaged at byte {offset}: delete it and prepare it again, or train on with "
+            "data.skip_damaged=True"
+        )
+    return content
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
@@ -132,8 +149,6 @@ class _Seekable:
     """A file of TensorFlow's file system that several threads read in turn."""
 
     def __init__(self, path: str):
-        import threading
-
         self._path, self._lock = path, threading.Lock()
         self._file = load_tensorflow().io.gfile.GFile(path, "rb")
 

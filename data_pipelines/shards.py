@@ -149,6 +149,11 @@ class InMemory:
         return [one(i) for i in range(len(names))]
 
 
+def smallest_id_type(codes: int) -> type[np.unsignedinteger]:
+    """The smallest type that holds the ids 0 ... `codes` - 1."""
+    return next(t for t in (np.uint8, np.uint16, np.uint32) if codes - 1 <= np.iinfo(t).max)
+
+
 def shard_path(folder: Path, name: str, number: int) -> Path:
     """File of shard `number` of the arrays `name`."""
     return folder / f"{name}_{number:05d}.npy"

@@ -24,11 +24,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from data_pipelines.features import volume_features
-from data_pipelines.ledger import Ledger
+from data_pipelines.ledger import DATASET, Ledger
 from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid, Shape, Spacing
-
-MOST_CASES = 10**9
 
 
 class GctVolumes(FileReaderBuilder):
@@ -79,9 +77,9 @@ def prepare_as_told(
     Raises:
       ConfigError: machines that share the work are still at it, or what `prepare` says.
     """
-    from data_pipelines.volume_shards import prepare
+    from data_pipelines.volume_shards import ALL_CASES, prepare
 
-    options = {"cases": MOST_CASES, **data}
+    options = {"cases": ALL_CASES, **data}
     grid = Grid.centred(shape, spacing_mm)
     prepare(
         folder,
@@ -120,8 +118,8 @@ def _link(builder: GctVolumes, ledger: Ledger) -> None:
 
 def write_dataset(folder: Path) -> None:
     """The dataset's files over what was prepared in `folder`; an older one is replaced."""
+    shutil.rmtree(folder / DATASET, ignore_errors=True)  # first: a builder reads what it finds
     builder = GctVolumes(data_dir=folder)
-    shutil.rmtree(Path(builder.data_dir), ignore_errors=True)
     # TFDS insists on a folder for downloads, and tells of downloading.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=nothing)

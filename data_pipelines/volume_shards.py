@@ -9,11 +9,12 @@ FOLDER/report.html, report.json        what came out, see `data_pipelines.report
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_pipelines import preparation
 from data_pipelines.checks import split_cases
-from data_pipelines.ledger import TRAIN, VALIDATION, Ledger, plan_shards
+from data_pipelines.ledger import TRAIN, VALIDATION, Ledger, Shard, plan_shards, read_about
+from data_pipelines.prepared_case import case_name
 from data_pipelines.records import rewrite_without
 from data_pipelines.report import Summary, summarize, write_report
 from data_pipelines.source import open_source
@@ -22,7 +23,7 @@ from gct_jax.training.config import DataConfig
 from gct_jax.volumes.grid import Grid
 
 KIND = "volumes"
-MOST_CASES = 10**8
+ALL_CASES = 10**9  # of `DataConfig.cases`: whatever a data set has
 COPIED = "the same voxels as a held-out case"
 
 
@@ -63,10 +64,11 @@ def prepare(
       GctError: a process was killed, or another writes the same shard.
     """
     source = open_source(data)
-    if source.cases > MOST_CASES:
+    if source.cases >= ALL_CASES:
         raise ConfigError(f"data.source {data.source} makes as many as asked for; say --cases N")
     training, held_out = split_cases(source, data.source)
-    splits = preparation.split_names(training, held_out)
+    splits = {TRAIN: training, VALIDATION: held_out}
+    identity = preparation.listing_identity(source)
     count = cases_per_shard or preparation.per_shard(grid, source.cases)
     about = {
         "kind": KIND,
@@ -85,10 +87,10 @@ def prepare(
         "depths": sorted(depths),
         "splits": {name: len(cases) for name, cases in splits.items()},
         "per_shard": count,
-        "listing": preparation.listing_hash(source),
+        "listing": identity.hash,
     }
     ledger = Ledger(folder, about, plan_shards(splits, count))
-    preparation.fill(ledger, source, data, grid, depths, workers=workers, share=share)
+    preparation.fill(ledger, source, data, grid, identity.key, depths, workers=workers, share=share)
     missing = len(ledger.missing())
     if missing:
         return Outcome(missing, None)
@@ -98,8 +100,9 @@ def prepare(
         from data_pipelines.tfds_volumes import write_dataset
 
         write_dataset(folder)
-    names = preparation.names_by_key(source) if show_names else {}
-    listed = preparation.public_rejections(source, show_names)
+    numbers = preparation.numbers_by_key(source, identity.key) if show_names else {}
+    names = {key: case_name(source, case) for key, case in numbers.items()}
+    listed = preparation.public_rejections(source, identity.key, show_names)
     facts = getattr(getattr(source, "listing", None), "facts", {})
     summary = summarize(ledger, listed, copies, facts)
     write_report(folder, summary, names)
@@ -112,8 +115,6 @@ def open_preparation(folder: Path) -> Ledger:
     Raises:
       ConfigError: it holds no volumes.
     """
-    from data_pipelines.ledger import read_about
-
     about = read_about(folder)
     if about.get("kind") != KIND:
         raise ConfigError(f"{folder} holds {about.get('kind')}, not {KIND}")
@@ -127,30 +128,27 @@ def drop_copies(ledger: Ledger) -> list[list[str]]:
     Returns:
       The groups of cases with the same voxels that were found, by their names in records.
     """
-    places: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+    places: dict[str, list[tuple[Shard, int, str]]] = defaultdict(list)
+    earlier: dict[str, list[str]] = defaultdict(list)  # taken out when this was prepared before
     for shard in ledger.shards:
         info = ledger.info(shard)
         assert info is not None  # all are done
         for i, facts in enumerate(info.facts):
-            places[facts["content"]].append((shard, i))
-    dropped: dict[Any, list[int]] = defaultdict(list)
+            places[facts["content"]].append((shard, i, facts["case"]))
+        for facts in info.dropped:
+            earlier[facts["content"]].append(facts["case"])
+    dropped: dict[Shard, list[int]] = defaultdict(list)
     groups: list[list[str]] = []
-    for same in places.values():
-        if len(same) == 1:
+    for content, same in places.items():
+        names = [*earlier[content], *(name for _, _, name in same)]
+        if len(names) == 1:
             continue
-        names = [_facts(ledger, *place)["case"] for place in same]
         groups.append(names)
-        if {shard.split for shard, _ in same} == {TRAIN, VALIDATION}:
-            for shard, i in same:
+        if {shard.split for shard, _, _ in same} == {TRAIN, VALIDATION}:
+            for shard, i, _ in same:
                 if shard.split == TRAIN:
                     dropped[shard].append(i)
     for shard, chosen in dropped.items():
         with ledger.alone(shard):
             rewrite_without(ledger.shard_folder, shard.name, chosen, COPIED)
     return groups
-
-
-def _facts(ledger: Ledger, shard: Any, i: int) -> dict[str, Any]:
-    info = ledger.info(shard)
-    assert info is not None  # it was there a moment ago
-    return info.facts[i]

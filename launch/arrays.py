@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.batches import unit_intensity
 from data_pipelines.checks import checked_volume, split_cases
-from data_pipelines.shards import Arrays, Keep
+from data_pipelines.shards import Arrays, Keep, smallest_id_type
 from data_pipelines.source import Source, open_source
 from gct_jax.components import build_component
 from gct_jax.errors import ConfigError
@@ -150,8 +150,3 @@ class _Codec:
         about = _about(config, self._hash, low=low_grid(config.model), high=grid)
         about["slices_per_case"] = config.data.slices_per_case
         return keep((f"low-{self._tag}", f"high-{self._tag}"), make, about)
-
-
-def smallest_id_type(codes: int) -> type[np.unsignedinteger]:
-    """The smallest type that holds the ids 0 ... `codes` - 1."""
-    return next(t for t in (np.uint8, np.uint16, np.uint32) if codes - 1 <= np.iinfo(t).max)

@@ -50,10 +50,15 @@ def low_grid(model: ModelConfig) -> Grid:
 
 def high_grid(model: ModelConfig) -> Grid:
     """The same field at the resolution that the U-Net makes."""
-    low = low_grid(model)
     size = model.diffusion.image_size if model.diffusion else model.volume.image_size
-    pixel_mm = model.volume.pixel_spacing_mm * model.volume.image_size / size
-    return low.regrid((low.shape[0], size, size), (low.spacing_mm[0], pixel_mm, pixel_mm))
+    return finer_grid(low_grid(model), size)
+
+
+def finer_grid(low: Grid, size: int) -> Grid:
+    """The same field with slices of `size` x `size` pixels."""
+    (depth, height, width), (slice_mm, row_mm, column_mm) = low.shape, low.spacing_mm
+    spacing_mm = (slice_mm, row_mm * height / size, column_mm * width / size)
+    return low.regrid((depth, size, size), spacing_mm)
 
 
 def require_grid(

@@ -9,15 +9,17 @@ import argparse
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gct_jax.errors import ConfigError, InputError
-from launch.grids import require_grid
-from launch.options import chosen_components
-from launch.prepare_tokens import finish
+from launch.grids import finer_grid
+from launch.prepare_tokens import NO_REPORT
+from launch.views import finish, open_view
 
 BYTES_PER_PIXEL = 1.2  # packed
 
@@ -28,122 +30,96 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       GctError: something was refused.
     """
-    from gct_jax.runtime.stopping import deferred
+    volumes, components = open_view("--pairs", options.pairs, options)
 
-    with deferred():
-        from tqdm import tqdm
+    from data_pipelines.derived import derived_ledger, text_of
+    from data_pipelines.features import pair_features, serialize
+    from gct_jax.provenance import identity
+    from gct_jax.runtime.numerics import fixed_numerics
+    from gct_jax.training.config import DataConfig
 
-        from data_pipelines.derived import derived_ledger
-        from data_pipelines.features import pair_features, serialize
-        from data_pipelines.shard_reader import ShardFolder
-        from gct_jax.provenance import identity
-        from gct_jax.runtime.numerics import fix_numerics, fixed_numerics, require_devices
-        from gct_jax.training.config import DataConfig
-
-    fix_numerics("launch.prepare")
-    require_devices()
-    components = chosen_components(options)
     diffusion = components.config.diffusion
-    if "ctvit" not in components.variables:
-        raise ConfigError("--pairs needs CT-ViT: --from its folder")
     if diffusion is None:
         raise ConfigError("the model of --from has no diffusion, which says how large slices are")
-    volumes, per_case = ShardFolder(str(options.pairs)), options.slices_per_case
-    made = volumes.about
-    require_grid(components.config, made["shape"], made["spacing_mm"], volumes.path)
+    size, per_case = diffusion.image_size, options.slices_per_case
     about = {
         "kind": "pairs",
         "codec": identity(components.variables["ctvit"]),
-        "size": diffusion.image_size,
+        "size": size,
         "per_case": per_case,
     }
-    record_bytes = int(per_case * diffusion.image_size**2 * BYTES_PER_PIXEL)
-    ledger = derived_ledger(options.out, volumes, about, record_bytes)
-    told = {**volumes.about["data"], "exclude": tuple(volumes.about["data"]["exclude"])}
-    data = DataConfig(**told)
-    features, missing = pair_features(), ledger.missing((options.shard, options.shards))
-    rebuild = rebuilder(components)
-    bar = tqdm(total=sum(len(shard.cases) for shard in missing), unit="CT", disable=not missing)
-    cases = source_cases(data, made["listing"]) if missing else {}
-    with fixed_numerics(), bar:
-        for shard in missing:
+    ledger = derived_ledger(options.out, volumes, about, int(per_case * size**2 * BYTES_PER_PIXEL))
+    missing = ledger.missing((options.shard, options.shards))
+    told = volumes.about["data"]
+    data = DataConfig(**{**told, "exclude": tuple(told["exclude"])})
+    features, rebuild = pair_features(), rebuilder(components)
 
-            def contents(shard: Any = shard) -> Iterator[Any]:
-                work = pairs(volumes, shard, data, cases, per_case, diffusion.image_size, options)
-                for case, chosen, high in work:
-                    bar.update()
-                    name = case["case"].item().decode("utf-8")
-                    if isinstance(high, str):
-                        bar.write(f"left out: {name}: {high}")
-                        yield name, high
-                        continue
-                    low = rebuild(case["volume"])
-                    for index, fine in zip(chosen, high, strict=True):
-                        example = {
-                            "low": low[index][None],
-                            "high": fine[None],
-                            "report": case["report"].item(),
-                            "case": name,
-                            "patient": case["patient"].item(),
-                        }
-                        yield serialize(features, example), {"case": name, "slices": 1}
+    def entries(found: tuple[dict, np.ndarray, Any]) -> Iterator[tuple[Any, Any]]:
+        case, chosen, high = found
+        name = text_of(case, "case")
+        if isinstance(high, str):
+            tqdm.write(f"left out: {name}: {high}", file=sys.stderr)
+            yield name, high
+            return
+        low = rebuild(case["volume"])
+        for index, fine in zip(chosen, high, strict=True):
+            example = {
+                "low": low[index][None],
+                "high": fine[None],
+                "report": text_of(case, "report"),
+                "case": name,
+                "patient": text_of(case, "patient"),
+            }
+            yield serialize(features, example), {"case": name, "slices": 1}
 
-            ledger.write(shard, contents())
-    finish(options, ledger)
+    with fixed_numerics():
+        pairs = read_pairs(volumes, missing, data, per_case, size, options.workers)
+        ledger.write_all(missing, pairs, entries, "pairs")
+    finish(options.out, ledger)
 
 
-def source_cases(data: Any, listing: str) -> dict[str, int]:
-    """Numbers of a source's cases by their names in records.
+def read_pairs(
+    volumes: Any, shards: Sequence[Any], data: Any, per_case: int, size: int, workers: int
+) -> Iterator[tuple[dict, np.ndarray, Any]]:
+    """Each case of the shards with the slices that were chosen and those at full resolution, or why
+    not.
 
     Raises:
-      ConfigError: they are not those that the volumes were prepared from.
+      ConfigError: the source's cases are not those that the volumes were prepared from.
     """
-    from data_pipelines.preparation import listing_hash, listing_key
-    from data_pipelines.prepared_case import case_key
+    from data_pipelines.derived import read_cases, text_of
+    from data_pipelines.pool import in_order
+    from data_pipelines.preparation import listing_identity, numbers_by_key, task_of
     from data_pipelines.source import open_source
 
+    if not shards:
+        return
     source = open_source(data)
-    if listing_hash(source) != listing:
+    identity = listing_identity(source)
+    if identity.hash != volumes.about["listing"]:
         raise ConfigError(
             f"the CTs or tables of {data.root or data.source} changed since they were prepared; "
             "prepare the volumes again into another folder"
         )
-    key = listing_key(source)
-    return {case_key(source, case, key): case for case in range(source.cases)}
+    numbers = numbers_by_key(source, identity.key)
 
+    def chosen() -> Iterator[tuple[dict, np.ndarray]]:
+        positions = itertools.chain.from_iterable(shard.cases for shard in shards)
+        for case, position in zip(read_cases(volumes, shards), positions, strict=True):
+            yield case, choose(case, position, per_case)
 
-def pairs(
-    volumes: Any,
-    shard: Any,
-    data: Any,
-    numbers: dict[str, int],
-    per_case: int,
-    size: int,
-    options: argparse.Namespace,
-) -> Iterator[tuple[dict, np.ndarray, Any]]:
-    """Each case with the slices that were chosen and those at full resolution, or why not."""
-    from data_pipelines.derived import read_cases
-    from data_pipelines.pool import in_order
-    from data_pipelines.preparation import task_of
-    from data_pipelines.source import open_source
-
-    source = open_source(data)
-    for_tasks, cases = itertools.tee(zip(read_cases(volumes, shard), shard.cases, strict=True))
-
-    def tasks() -> Iterator[tuple]:
-        for case, position in for_tasks:
-            slices = choose(case, position, per_case)
-            number = numbers.get(case["case"].item().decode("utf-8"))
-            if number is None:
-                yield None, 0, "", ()
-            else:
-                opened = task_of(source, data, number)
-                yield (*opened, case["placement"].item().decode("utf-8"), tuple(slices.tolist()))
-
-    fine = in_order(functools.partial(fine_slices, size), tasks(), options.workers)
-    for (case, position), high in zip(cases, fine, strict=True):
-        told = high if case["report"].item() else "no report"
-        yield case, choose(case, position, per_case), told
+    cases, for_tasks = itertools.tee(chosen())
+    tasks = (
+        (
+            *task_of(source, data, numbers[text_of(case, "case")]),
+            text_of(case, "placement"),
+            tuple(slices.tolist()) if text_of(case, "report") else (),
+        )
+        for case, slices in for_tasks
+    )
+    fine = in_order(functools.partial(fine_slices, size), tasks, workers)
+    for (case, slices), high in zip(cases, fine, strict=True):
+        yield case, slices, high
 
 
 def choose(case: dict, position: int, count: int) -> np.ndarray:
@@ -155,19 +131,16 @@ def choose(case: dict, position: int, count: int) -> np.ndarray:
 def fine_slices(
     size: int, source: Any, number: int, placement: str, slices: tuple[int, ...]
 ) -> np.ndarray | str:
-    """int16 HU [slices, size, size] of a case where its volume was placed, or why not."""
+    """int16 HU [slices, size, size] of a case where its volume was placed, or why
+    not. A case without a report has no slices."""
     from data_pipelines.cases import ListedSource
     from data_pipelines.checks import checked_volume
     from data_pipelines.preparation import opened_once
     from gct_jax.volumes.placement import Placement, on_grid
 
-    if source is None:
-        return "the source has no such case any more"
-    placed = Placement.from_json(json.loads(placement)).grid
-    depth, height, width = placed.shape
-    slice_mm, row_mm, column_mm = placed.spacing_mm
-    spacing = (slice_mm, row_mm * height / size, column_mm * width / size)
-    fine = placed.regrid((depth, size, size), spacing)
+    if not slices:
+        return NO_REPORT
+    fine = finer_grid(Placement.from_json(json.loads(placement)).grid, size)
     try:
         if isinstance(source, ListedSource):
             return on_grid(source.read(number), fine, slices)

@@ -6,13 +6,14 @@ exactly what training would compute in every step.
 
 import argparse
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from gct_jax.errors import ConfigError
-from launch.grids import require_grid
-from launch.options import chosen_components
+from launch.views import finish, open_view
 
+NO_REPORT = "no report"
 ROWS = 4  # volumes of one depth that are encoded together
 
 
@@ -22,93 +23,75 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       GctError: something was refused.
     """
-    from gct_jax.runtime.stopping import deferred
+    volumes, components = open_view("--tokens", options.tokens, options)
 
-    with deferred():
-        from tqdm import tqdm
+    from data_pipelines.derived import derived_ledger, read_cases, text_of
+    from data_pipelines.features import id_type, serialize, token_features
+    from gct_jax.models.token_grid import token_grid
+    from gct_jax.provenance import bytes_identity, identity
+    from gct_jax.runtime.numerics import fixed_numerics
 
-        from data_pipelines.derived import derived_ledger
-        from data_pipelines.features import id_type, serialize, token_features
-        from data_pipelines.shard_reader import ShardFolder
-        from gct_jax.models.token_grid import token_grid
-        from gct_jax.provenance import bytes_identity, identity
-        from gct_jax.runtime.numerics import fix_numerics, fixed_numerics, require_devices
-
-    fix_numerics("launch.prepare")
-    require_devices()
-    components = chosen_components(options)
-    if "ctvit" not in components.variables:
-        raise ConfigError("--tokens needs CT-ViT: --from its folder")
-    volumes = ShardFolder(str(options.tokens))
-    about = volumes.about
-    require_grid(components.config, about["shape"], about["spacing_mm"], volumes.path)
-    codec, t5 = components.config.ctvit, components.config.t5
+    codec, t5, tokenizer = components.config.ctvit, components.config.t5, components.tokenizer
     assert codec is not None  # its variables are there
-    embeds = "t5" in components.variables
-    width = t5.dim if embeds and t5 is not None else 0
-    tokenizer = components.tokenizer
-    if embeds and tokenizer is None:
-        raise ConfigError("the text encoder has no tokenizer.model beside it")
-    about = {
+    about: dict[str, Any] = {
         "kind": "tokens",
         "codec": identity(components.variables["ctvit"]),
         "codebook_size": codec.codebook_size,
-        "text_encoder": identity(components.variables["t5"]) if embeds else "",
-        "tokenizer": bytes_identity(tokenizer) if tokenizer and embeds else "",
-        "text_width": width,
+        "text_encoder": "",
+        "tokenizer": "",
+        "text_width": 0,
     }
     frames, rows, columns = token_grid(
         *volumes.about["shape"],
         patch_size=codec.patch_size,
         temporal_patch_size=codec.temporal_patch_size,
     )
-    length = t5.max_length if t5 is not None else 0
-    record_bytes = 2 * frames * rows * columns + 2 * width * length + 2000
+    record_bytes = 2 * frames * rows * columns + 2000
+    embed = None
+    if "t5" in components.variables and t5 is not None:
+        if tokenizer is None:
+            raise ConfigError("the text encoder has no tokenizer.model beside it")
+        about |= {
+            "text_encoder": identity(components.variables["t5"]),
+            "tokenizer": bytes_identity(tokenizer),
+            "text_width": t5.dim,
+        }
+        record_bytes += 2 * t5.dim * t5.max_length
+        embed = embedder(components)
     ledger = derived_ledger(options.out, volumes, about, record_bytes)
-    share = (options.shard, options.shards)
-    features, missing = token_features(width, codec.codebook_size), ledger.missing(share)
-    encode, embed = encoder(components), embedder(components) if embeds else None
-    bar = tqdm(total=sum(len(shard.cases) for shard in missing), unit="CT", disable=not missing)
-    with fixed_numerics(), bar:
-        for shard in missing:
+    missing = ledger.missing((options.shard, options.shards))
+    features = token_features(about["text_width"], codec.codebook_size)
+    dtype = id_type(codec.codebook_size)
 
-            def contents(shard: Any = shard) -> Iterator[Any]:
-                for case, ids in encoded(volumes, shard, encode):
-                    bar.update()
-                    report = case["report"].item().decode("utf-8")
-                    name = case["case"].item().decode("utf-8")
-                    if not report:
-                        yield name, "no report"
-                        continue
-                    example: dict[str, Any] = {
-                        "ids": ids.astype(id_type(codec.codebook_size)),
-                        "report": report,
-                        "case": name,
-                        "patient": case["patient"].item(),
-                    }
-                    if embed is not None:
-                        example["text"] = embed(report)
-                    yield serialize(features, example), {"case": name, "slices": len(ids)}
+    def entries(encoded: tuple[dict, Any]) -> Iterator[tuple[Any, Any]]:
+        case, ids = encoded
+        name, report = text_of(case, "case"), text_of(case, "report")
+        if not report:
+            yield name, NO_REPORT
+            return
+        example = {
+            "ids": ids.astype(dtype),
+            "report": report,
+            "case": name,
+            "patient": text_of(case, "patient"),
+        }
+        if embed is not None:
+            example["text"] = embed(report)
+        yield serialize(features, example), {"case": name, "slices": len(ids)}
 
-            ledger.write(shard, contents())
-    finish(options, ledger)
+    with fixed_numerics():
+        encode = encoder(components)
+        # Shard by shard, so that a case's neighbours are the same after any interruption.
+        tokens = (encode_all(read_cases(volumes, [shard]), encode) for shard in missing)
+        ledger.write_all(missing, itertools.chain.from_iterable(tokens), entries, "tokens")
+    finish(options.out, ledger)
 
 
-def encoded(volumes: Any, shard: Any, encode: Callable) -> Iterator[tuple[dict, Any]]:
-    """Each case of a shard of volumes with its token ids, some of one depth at a time."""
-    from data_pipelines.derived import read_cases
-
-    waiting: list[dict] = []
-    for case in read_cases(volumes, shard):
-        if waiting and waiting[0]["volume"].shape != case["volume"].shape:
-            yield from zip(waiting, encode([one["volume"] for one in waiting]), strict=True)
-            waiting = []
-        waiting.append(case)
-        if len(waiting) == ROWS:
-            yield from zip(waiting, encode([one["volume"] for one in waiting]), strict=True)
-            waiting = []
-    if waiting:
-        yield from zip(waiting, encode([one["volume"] for one in waiting]), strict=True)
+def encode_all(cases: Iterator[dict], encode: Callable) -> Iterator[tuple[dict, Any]]:
+    """Each case with its token ids; some of one depth, one after the other, are encoded at once."""
+    for _, alike in itertools.groupby(cases, lambda case: case["volume"].shape):
+        while together := list(itertools.islice(alike, ROWS)):
+            yield from zip(together, encode([case["volume"] for case in together]), strict=True)
 
 
 def encoder(components: Any) -> Callable[[list], list]:
@@ -147,19 +130,3 @@ def embedder(components: Any) -> Callable[[str], Any]:
         return np.asarray(text[0], np.float32)[: int((ids > 0).sum())]
 
     return embed
-
-
-def finish(options: argparse.Namespace, ledger: Any) -> None:
-    """The manifest when all shards are there, and a line on it."""
-    left = len(ledger.missing())
-    if left:
-        print(f"{options.out}: {left} shards are missing, of other machines")
-        return
-    ledger.write_manifest()
-    infos = [info for shard in ledger.shards if (info := ledger.info(shard)) is not None]
-    records, rejected = (
-        sum(info.records for info in infos),
-        sum(len(info.rejected) for info in infos),
-    )
-    out = f", {rejected} left out" if rejected else ""
-    print(f"{options.out}: {records} records{out}; data.source=shards data.folder={options.out}")

@@ -1,12 +1,9 @@
 """`launch.prepare --source`: CTs and their reports into shards."""
 
 import argparse
-import dataclasses
 
 from gct_jax.errors import ConfigError, GctError
 from gct_jax.notes import tell
-
-MOST_CASES = 10**9
 
 
 def run(options: argparse.Namespace) -> None:
@@ -15,7 +12,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       GctError: something was refused; with --strict also if a case was rejected.
     """
-    from data_pipelines.volume_shards import Outcome, prepare
+    from data_pipelines.volume_shards import ALL_CASES, Outcome, prepare
     from gct_jax.training.config import DataConfig
     from launch.grids import parse_grid
 
@@ -24,8 +21,9 @@ def run(options: argparse.Namespace) -> None:
     depths = parse_depths(options.depths, grid.shape[0])
     # A folder finds a number itself, see `data_pipelines.folder.list_folder`.
     held_out = options.held_out or (0 if options.source == "folder" else 16)
-    data = dataclasses.replace(
-        DataConfig(cases=max(2, options.cases or MOST_CASES), held_out=held_out),
+    data = DataConfig(
+        cases=max(2, options.cases or ALL_CASES),
+        held_out=held_out,
         source=options.source,
         root=options.root,
         reports=options.reports,

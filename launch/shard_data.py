@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from data_pipelines.batch_plan import BatchPlan, Row
-from data_pipelines.cases import LABELS
+from data_pipelines.labels import LABELS
 from data_pipelines.ledger import TRAIN, VALIDATION
 from data_pipelines.loader import (
     Batch,
@@ -71,7 +71,7 @@ def open_shards(config: TrainConfig, components: Components) -> Shards:
     if batch_size % count:
         raise ConfigError(f"loop.batch_size = {batch_size} is no multiple of {count} processes")
     plan = BatchPlan(depths, data.weights, batch_size, config.loop.seed)
-    if sum(len(records.depths) for records in held_out) < batch_size // count:
+    if sum(len(records.depths) for records in held_out) // per_case < batch_size // count:
         raise ConfigError(
             f"{data.folder} holds out fewer cases than a batch of {batch_size // count} rows; "
             "prepare with a larger --held-out, or take a smaller loop.batch_size"

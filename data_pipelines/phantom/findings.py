@@ -4,28 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from data_pipelines.labels import LABELS
 from gct_jax.errors import InputError
 
-FINDINGS = (
-    "Medical material",
-    "Arterial wall calcification",
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Coronary artery wall calcification",
-    "Hiatal hernia",
-    "Lymphadenopathy",
-    "Emphysema",
-    "Atelectasis",
-    "Lung nodule",
-    "Lung opacity",
-    "Pulmonary fibrotic sequela",
-    "Pleural effusion",
-    "Mosaic attenuation pattern",
-    "Peribronchial thickening",
-    "Consolidation",
-    "Bronchiectasis",
-    "Interlobular septal thickening",
-)
+FINDINGS = LABELS
 SIZES = ("small", "moderate", "large")
 SEVERITY = {"small": (0.1, 0.35), "moderate": (0.35, 0.7), "large": (0.7, 1.0)}
 # Extent in mm at severity 0 and 1 of the findings that a report measures.

@@ -18,11 +18,15 @@ FILE_NAME = "run.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[SoftFileLease]:
+def locked(
+    folder: Path, advice: str = "wait for it, stop it, or choose another folder"
+) -> Iterator[SoftFileLease]:
     """Hold `folder/run.lock` during the body.
 
     The lock is refreshed while its holder lives. One that a kill left behind is taken over at once
     on the same host, and on another when it has not been refreshed for half a minute.
+
+    advice: what to do about another holder, for the message.
 
     Raises:
       GctError: a live process holds it; the message names host, process and start.
@@ -50,7 +54,7 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
         who = f"process {found.get('process', '?')} on {found.get('host', 'an unknown host')}"
         raise GctError(
             f"{folder} is in use by {who}, started {found.get('start', 'at an unknown time')}; "
-            "wait for it, stop it, or choose another folder"
+            f"{advice}"
         ) from None
     try:
         start = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

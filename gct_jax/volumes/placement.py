@@ -23,7 +23,6 @@ from gct_jax.volumes.grid import (
     Shape,
     Spacing,
     affine_about,
-    by,
     centre_offset_mm,
     grid_centre,
 )
@@ -161,12 +160,3 @@ def on_grid(ct: CT, grid: Grid, slices: Sequence[int] | None = None) -> np.ndarr
         slices=slices,
     )
     return np.rint(volume.clip(LOWEST_HU, HIGHEST_HU)).astype(np.int16)
-
-
-def describe(placement: Placement) -> str:
-    """For people: the CT's size and the grid's."""
-    source, grid = placement.source, placement.grid
-    return (
-        f"{by(source.shape)} voxels of {by(source.spacing_mm)} mm on "
-        f"{by(grid.shape)} of {by(grid.spacing_mm)} mm"
-    )

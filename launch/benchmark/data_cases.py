@@ -98,30 +98,17 @@ def prepare(root: Path, ct: str | None) -> dict:
 def make_shards(root: Path) -> None:
     """The same records as shards and, if Grain is there, as ArrayRecord: `COPIES` of each volume,
     and random tokens."""
-    from data_pipelines.features import serialize, token_features, volume_features
-    from data_pipelines.ledger import Ledger, plan_shards
-    from data_pipelines.prepared_case import Prepared, prepare_case
-    from data_pipelines.source import open_source
-    from gct_jax.training.config import DataConfig
+    from data_pipelines.features import serialize, token_features
 
-    source = open_source(DataConfig(source="ct_rate", root=str(root / "ct_rate")))
-    volumes: list[tuple[bytes, dict]] = []
-    for case in range(source.cases):
-        result = prepare_case(source, "benchmark", case, base_grid())
-        assert isinstance(result, Prepared)
-        example = {"volume": (result.packed, result.shape), **result.record}
-        volumes += [(serialize(volume_features(), example), {"slices": result.shape[0]})] * COPIES
     rng = np.random.default_rng(0)
     tokens = []
     for number in range(TOKENS):
         ids = rng.integers(0, CODES, (101, 8, 8), dtype=np.uint16)
         example = {"ids": ids, "report": "Normal.", "case": str(number), "patient": str(number)}
         tokens.append((serialize(token_features(0, CODES), example), {"slices": 101}))
+    volumes = _volume_records(root, base_grid(), COPIES)
     for kind, contents in (("volumes", volumes), ("tokens", tokens)):
-        (shard,) = plan_shards({"train": range(len(contents))}, len(contents))
-        ledger = Ledger(root / kind, {"kind": kind, "per_shard": len(contents)}, [shard])
-        ledger.write(shard, iter(contents))
-        ledger.write_manifest()
+        _one_shard(root / kind, kind, contents)
         if importlib.util.find_spec("array_record"):
             from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -129,6 +116,32 @@ def make_shards(root: Path) -> None:
             for content, _ in contents:
                 writer.write(content)
             writer.close()
+
+
+def _volume_records(root: Path, grid: Any, copies: int) -> list[tuple[bytes, dict]]:
+    """The tree's CTs on a grid, each `copies` times, as a shard takes them."""
+    from data_pipelines.features import serialize, volume_features
+    from data_pipelines.prepared_case import Prepared, prepare_case
+    from data_pipelines.source import open_source
+    from gct_jax.training.config import DataConfig
+
+    source = open_source(DataConfig(source="ct_rate", root=str(root / "ct_rate")))
+    records: list[tuple[bytes, dict]] = []
+    for case in range(source.cases):
+        result = prepare_case(source, "benchmark", case, grid)
+        assert isinstance(result, Prepared), result
+        example = {"volume": (result.packed, result.shape), **result.record}
+        records += [(serialize(volume_features(), example), {"slices": result.shape[0]})] * copies
+    return records
+
+
+def _one_shard(folder: Path, kind: str, contents: list[tuple[bytes, dict]]) -> None:
+    from data_pipelines.ledger import Ledger, plan_shards
+
+    (shard,) = plan_shards({"train": range(len(contents))}, len(contents))
+    ledger = Ledger(folder, {"kind": kind, "per_shard": len(contents)}, [shard])
+    ledger.write(shard, iter(contents))
+    ledger.write_manifest()
 
 
 def stream_shards(root: Path, kind: str, items: int) -> dict:
@@ -211,27 +224,11 @@ def _timed(batches: Iterator[Any], items: int, batch: int) -> dict:
 
 def demo_shards(root: Path) -> Path:
     """Volumes of configs/demo.py's grid."""
-    from data_pipelines.features import serialize, volume_features
-    from data_pipelines.ledger import Ledger, plan_shards
-    from data_pipelines.prepared_case import Prepared, prepare_case
-    from data_pipelines.source import open_source
-    from gct_jax.training.config import DataConfig
     from launch.grids import parse_grid
 
-    folder, grid = root / "demo", parse_grid("demo")[0]
-    if folder.exists():
-        return folder
-    source = open_source(DataConfig(source="ct_rate", root=str(root / "ct_rate")))
-    contents = []
-    for case in range(source.cases):
-        result = prepare_case(source, "benchmark", case, grid)
-        assert isinstance(result, Prepared)
-        example = {"volume": (result.packed, result.shape), **result.record}
-        contents += [(serialize(volume_features(), example), {"slices": result.shape[0]})] * 64
-    (shard,) = plan_shards({"train": range(len(contents))}, len(contents))
-    ledger = Ledger(folder, {"kind": "volumes", "per_shard": len(contents)}, [shard])
-    ledger.write(shard, iter(contents))
-    ledger.write_manifest()
+    folder = root / "demo"
+    if not folder.exists():
+        _one_shard(folder, "volumes", _volume_records(root, parse_grid("demo")[0], 64))
     return folder
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from chest_ct import SPACING_MM, chest, save
 
-from data_pipelines.cases import LABELS
 from data_pipelines.ct_rate import stated_spacing
+from data_pipelines.labels import LABELS
 from data_pipelines.source import HELD_OUT, TRAINING, open_source
 from gct_jax.errors import ConfigError
 from gct_jax.training.config import DataConfig

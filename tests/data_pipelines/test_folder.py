@@ -5,8 +5,9 @@ import pytest
 from broken_cts import NOTED, REJECTED, make
 from chest_ct import chest, save
 
-from data_pipelines.cases import LABELS, hold_out
+from data_pipelines.cases import hold_out
 from data_pipelines.folder import FolderSource
+from data_pipelines.labels import LABELS
 from data_pipelines.prepared_case import Prepared, prepare_case
 from data_pipelines.source import HELD_OUT, TRAINING, open_source
 from gct_jax.errors import ConfigError, InputError

@@ -16,12 +16,12 @@ from chest_ct import chest, save
 tensorflow = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_datasets")
 
-from data_pipelines import volume_shards  # noqa: E402
+from data_pipelines import ledger, volume_shards  # noqa: E402
 from data_pipelines.batch_plan import BatchPlan, Row  # noqa: E402
 from data_pipelines.cases import pseudonym  # noqa: E402
 from data_pipelines.folder import FolderSource  # noqa: E402
 from data_pipelines.loader import stream, training_stream, volume_view  # noqa: E402
-from data_pipelines.preparation import listing_key  # noqa: E402
+from data_pipelines.preparation import listing_identity  # noqa: E402
 from data_pipelines.shard_reader import RecordReader, ShardFolder  # noqa: E402
 from gct_jax.errors import ConfigError, GctError, InputError  # noqa: E402
 from gct_jax.training.config import DataConfig  # noqa: E402
@@ -75,7 +75,7 @@ def test_records_are_what_the_source_gives(cts, prepared):
     import tensorflow_datasets as tfds
 
     source = FolderSource(data(cts))
-    key = listing_key(source)
+    key = listing_identity(source).key
     number = {pseudonym(source.case(i).name, key): i for i in range(source.cases)}
     assert not {pseudonym(source.case(i).name) for i in range(source.cases)} & set(number)
     seen = set()
@@ -146,6 +146,22 @@ def test_another_list_or_grid_is_refused(cts, prepared):
         volume_shards.prepare(prepared, data(cts), other, cases_per_shard=4)
 
 
+def test_a_shard_that_another_finished_meanwhile_shifts_nothing(tmp_path):
+    """Between looking what is missing and writing it, another process may have been there."""
+    shards = ledger.plan_shards({"train": range(6)}, 2)
+    written = ledger.Ledger(tmp_path / "out", {"kind": "test"}, shards)
+    other = ledger.Ledger(tmp_path / "out", {"kind": "test"}, shards)
+    missing = written.missing()
+
+    def entries(case):
+        yield bytes([case]) * 9, {"case": case, "slices": 1}
+
+    other.write_all(shards[:1], iter([0, 1]), entries)
+    written.write_all(missing, iter(range(6)), entries)
+    found = [facts["case"] for info in written.infos("train") for facts in info.facts]
+    assert found == list(range(6))
+
+
 def test_two_writers_of_a_shard_are_refused(cts, tmp_path):
     from gct_jax.runtime.lock import locked
 
@@ -182,12 +198,26 @@ def test_the_same_voxels_are_never_on_both_sides(broken):
     values = json.loads((broken / "report.json").read_text())
     root = broken.parent / "cts"
     config = DataConfig(root=str(root), reports=str(root.parent / "reports.csv"), held_out=3)
-    key = listing_key(FolderSource(config))
+    key = listing_identity(FolderSource(config)).key
     pair = {pseudonym(name, key) for name in ("good.nii.gz", "copy.nii.gz")}
     assert any(pair <= set(group) for group in values["same_voxels"])
     left = {case["case"]: case["split"] for case in values["cases"]}
     for group in values["same_voxels"]:
         assert len({left[name] for name in group if name in left}) == 1
+
+
+def test_preparing_again_changes_nothing(broken):
+    before = contents(broken)
+    root = broken.parent / "cts"
+    config = DataConfig(
+        source="folder",
+        root=str(root),
+        reports=str(root.parent / "reports.csv"),
+        held_out=3,
+        cases=999,
+    )
+    volume_shards.prepare(broken, config, GRID)
+    assert contents(broken) == before
 
 
 def test_names_are_shown_when_asked_for(cts, prepared, tmp_path):

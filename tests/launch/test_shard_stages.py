@@ -76,10 +76,9 @@ def folders(cts, model, tmp_path_factory):
 
 def numbers(source):
     """Numbers of cases by their names in records."""
-    from data_pipelines.preparation import listing_key
-    from data_pipelines.prepared_case import case_key
+    from data_pipelines.preparation import listing_identity, numbers_by_key
 
-    return {case_key(source, i, listing_key(source)): i for i in range(source.cases)}
+    return numbers_by_key(source, listing_identity(source).key)
 
 
 def cases(cts):
