@@ -1,12 +1,14 @@
 """Endless batches of a source's cases for the training stages.
 
 Batch s of a run is a function of (seed, s) alone, so a resumed run continues its data by knowing
-its step. An epoch over n cases has n div batch batches, which take the entries of its permutation
-in turn: no batch holds a case twice, and what fills no batch is left out until the next epoch.
+its step, and a row's draws one of (seed, s, row), so each process makes the rows that it holds. An
+epoch over n cases has n div batch batches, which take the entries of its permutation in turn: no
+batch holds a case twice, and what fills no batch is left out until the next epoch.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,23 +20,34 @@ EncodeText = Callable[[list[str]], np.ndarray]
 Batch = dict[str, np.ndarray]
 
 
+class BatchRow(NamedTuple):
+    """A row of a global batch.
+
+    number: its place in the batch. case: of the source. copy: which of the case's rows, the patient
+    or a counterfactual.
+    """
+
+    number: int
+    case: int
+    copy: int = 0
+
+
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def batch_cases(
-    seed: int, step: int, batch_size: int, cases: int, process: tuple[int, int] = (0, 1)
-) -> list[int]:
-    """Case numbers in [0, cases) of this process's share of batch `step`.
-
-    `process` is (index, count); the global batch does not depend on it.
-    """
-    index, count = process
-    local = batch_size // count
+def batch_cases(seed: int, step: int, batch_size: int, cases: int) -> list[int]:
+    """Case numbers in [0, cases) of the global batch `step`."""
     epoch, place = divmod(step, cases // batch_size)
-    first = place * batch_size + index * local
-    return _permutation(seed, epoch, cases)[first : first + local].tolist()
+    first = place * batch_size
+    return _permutation(seed, epoch, cases)[first : first + batch_size].tolist()
+
+
+def rows_of(cases: Sequence[int], numbers: Sequence[int], copies: int = 1) -> list[BatchRow]:
+    """The rows `numbers` of the global batch of `cases`, each of which gives `copies` rows that
+    follow each other."""
+    return [BatchRow(number, cases[number // copies], number % copies) for number in numbers]
 
 
 def unit_intensity(volume_hu: np.ndarray) -> np.ndarray:
@@ -48,19 +61,18 @@ def stream(
     seed: int,
     batch_size: int,
     cases: int,
-    process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """make_batch(step, case numbers) for step = start, start + 1, ..."""
+    """make_batch(step, case numbers of the global batch) for step = start, start + 1, ..."""
     step = start
     while True:
-        yield make_batch(step, batch_cases(seed, step, batch_size, cases, process))
+        yield make_batch(step, batch_cases(seed, step, batch_size, cases))
         step += 1
 
 
-def volume_batch(volumes: Sequence[Arrays], cases: list[int]) -> Batch:
-    """{'volume': float32 [b, d, h, w, 1]} from functions case -> HU [d, h, w], a row for each."""
-    rows = [unit_intensity(of(case)) for case in cases for of in volumes]
-    return {"volume": np.stack(rows)}
+def volume_batch(volumes: Sequence[Arrays], rows: Sequence[BatchRow]) -> Batch:
+    """{'volume': float32 [b, d, h, w, 1]} from functions case -> HU [d, h, w], one for each copy of
+    a case."""
+    return {"volume": np.stack([unit_intensity(volumes[row.copy](row.case)) for row in rows])}
 
 
 def token_batch(
@@ -68,17 +80,15 @@ def token_batch(
     encode_text: EncodeText,
     seed: int,
     step: int,
-    cases: list[int],
+    rows: Sequence[BatchRow],
 ) -> Batch:
     """{'token_ids': int32 [b, t, h, w], 'text_ids': int32 [b, l]}; a new wording each time.
 
-    Each case gives one row per pair of a function case -> tokens and the source of its report.
+    sources: a function case -> tokens and the source of its report, for each copy of a case.
     """
-    rows = [(case, *pair) for case in cases for pair in sources]
-    return {
-        "token_ids": np.stack([tokens(case) for case, tokens, _ in rows]).astype(np.int32),
-        "text_ids": encode_text([report(source, case, seed, step) for case, _, source in rows]),
-    }
+    tokens = [sources[row.copy][0](row.case) for row in rows]
+    reports = [report(sources[row.copy][1], row.case, seed, step) for row in rows]
+    return {"token_ids": np.stack(tokens).astype(np.int32), "text_ids": encode_text(reports)}
 
 
 def slice_batch(
@@ -88,25 +98,27 @@ def slice_batch(
     encode_text: EncodeText,
     seed: int,
     step: int,
-    cases: list[int],
+    rows: Sequence[BatchRow],
 ) -> Batch:
-    """One random prepared slice of each case: {'low_res' [b, h, w, 1], 'high_res' [b, H, W, 1]
-    float32 in [-1, 1], 'text_ids' int32 [b, l]}."""
-    rng = np.random.default_rng([seed, step])
-    picked = [(case, rng.integers(len(low(case)))) for case in cases]
+    """A prepared slice of each case, drawn by seed, step and row: {'low_res' [b, h, w, 1],
+    'high_res' [b, H, W, 1] float32 in [-1, 1], 'text_ids' int32 [b, l]}."""
+    picked = [
+        (row.case, np.random.default_rng([seed, step, row.number]).integers(len(low(row.case))))
+        for row in rows
+    ]
     return {
         "low_res": np.stack([unit_intensity(low(case)[i]) for case, i in picked]),
         "high_res": np.stack([unit_intensity(high(case)[i]) for case, i in picked]),
-        "text_ids": encode_text([report(source, case, seed, step) for case in cases]),
+        "text_ids": encode_text([report(source, row.case, seed, step) for row in rows]),
     }
 
 
 def report_batch(
-    source: Source, encode_text: EncodeText, seed: int, step: int, cases: list[int]
+    source: Source, encode_text: EncodeText, seed: int, step: int, rows: Sequence[BatchRow]
 ) -> Batch:
     """{'text_ids': int32 [b, l], 'attributes': int32 [b, a] of the source}."""
-    texts = [report(source, case, seed, step) for case in cases]
-    attributes = [source.attributes(case, text) for case, text in zip(cases, texts, strict=True)]
+    texts = [report(source, row.case, seed, step) for row in rows]
+    attributes = [source.attributes(row.case, text) for row, text in zip(rows, texts, strict=True)]
     known = [found for found in attributes if found is not None]
     return {"text_ids": encode_text(texts), "attributes": np.stack(known)}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import features as record_features
-from data_pipelines.batch_plan import BatchPlan, Row
+from data_pipelines.batch_plan import Row
 from data_pipelines.features import tf
 from data_pipelines.shard_reader import RecordReader
 from gct_jax.errors import GctError, InputError
@@ -204,30 +204,3 @@ def stream(
             raise GctError(f"reading shards: {' '.join(text.split())[:300]}") from error
         line = text.split(f"{InputError.__name__}: ", 1)[1].splitlines()[0]
         raise InputError(line) from error
-
-
-def training_stream(
-    readers: Sequence[RecordReader],
-    view: View,
-    plan: BatchPlan,
-    batch_size: int,
-    start: int,
-    process: tuple[int, int] = (0, 1),
-    record_of: Callable[[int, int, Row], int] | None = None,
-) -> Iterator[Batch]:
-    """Endless batches of a plan; of several hosts each makes its share.
-
-    record_of: (step, row of the global batch, the row) -> number of the record, where a case has
-      several; None: each is one.
-    """
-    index, count = process
-    local = batch_size // count
-
-    def rows_of(step: int) -> list[Row]:
-        every = plan.rows(step)
-        mine = range(index * local, (index + 1) * local)
-        if record_of is None:
-            return [every[i] for i in mine]
-        return [every[i]._replace(case=record_of(step, i, every[i])) for i in mine]
-
-    return stream(readers, view, rows_of, local, start)

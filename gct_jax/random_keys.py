@@ -19,11 +19,17 @@ def random_key(seed: int | jax.Array) -> jax.Array:
     return jax.random.key(seed, impl=GENERATOR)
 
 
-def row_uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def row_uniforms(
+    key: jax.Array, shape: tuple[int, ...], rows: jax.Array | None = None
+) -> jax.Array:
     """Draws from U[0, 1), float32 of a shape [rows, ...]. Row i depends on (key, i) alone, and its
     first numbers not on how many follow: neither a longer batch nor padding at the end of a row
-    changes them."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
+    changes them.
+
+    rows: int32 [rows], the numbers i where they are a part of a batch; None: 0, 1, ...
+    """
+    numbers = jnp.arange(shape[0]) if rows is None else rows
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     return jax.vmap(lambda own: jax.random.uniform(own, shape[1:]))(keys)
 
 

@@ -12,6 +12,7 @@ The mesh has three axes. A (2, 2, 2) mesh of eight devices, drawn for one fixed 
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -119,18 +120,68 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     (jax 0.10.2: that of `a` in `x @ a @ b`, both laid out as `COLUMNS`, with samples exchanged).
     Without a mesh, or with one that has other axes, `x` is returned as it is.
     """
+    return jax.lax.with_sharding_constraint(x, BATCH) if splits_evenly(x.shape[0]) else x
+
+
+def splits_evenly(rows: int) -> bool:
+    """Whether this is traced within a mesh that splits as many rows over ("data", "fsdp")."""
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH[0]) <= set(mesh.auto_axes):
-        return x
-    if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH[0]):
-        return x
-    return jax.lax.with_sharding_constraint(x, BATCH)
+        return False
+    return rows % math.prod(mesh.shape[axis] for axis in BATCH[0]) == 0
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's part of a batch, split over ("data", "fsdp")."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    """How a global batch of `rows` rows lies: split over ("data", "fsdp"), or whole on every device
+    if it cannot be split evenly, as the last batch of an evaluation."""
+    shares = math.prod(mesh.shape[axis] for axis in BATCH[0])
+    return NamedSharding(mesh, BATCH if rows % shares == 0 else REPLICATED)
+
+
+def process_rows(mesh: Mesh, rows: int) -> list[int]:
+    """Numbers of the rows of a global batch that the devices of this process hold, in order.
+
+    Several processes may hold the same rows, as where a "tensor" axis crosses hosts.
+    """
+    index_map = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,))
+    parts = {index[0].indices(rows) for index in index_map.values() if index is not None}
+    return sorted({row for part in parts for row in range(*part)})
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, jax.Array]:
+    """Global arrays [rows, ...] from this process's part of a batch.
+
+    Args:
+      batch: arrays whose row i is row `process_rows(mesh, rows)[i]` of the global batch.
+    """
+    sharding, own = batch_sharding(mesh, rows), process_rows(mesh, rows)
+    place = {row: i for i, row in enumerate(own)}
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        if len(array) != len(own):
+            raise ValueError(f"{name} has {len(array)} rows, this process holds {len(own)}")
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            taken = array[place[start] : place[stop - 1] + 1]
+            return np.asarray(taken[(slice(None), *index[1:])])
+
+        return global_array((rows, *array.shape[1:]), sharding, part)
+
+    return {name: put(name, array) for name, array in batch.items()}
+
+
+def global_array(
+    shape: tuple[int, ...],
+    sharding: NamedSharding,
+    part: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """The array of a shape of which this process holds `part(index)` wherever the sharding says so.
+
+    Unlike `jax.make_array_from_callback` it counts as an explicit transfer.
+    """
+    places = sharding.addressable_devices_indices_map(shape)
+    parts = [part(index) for index in places.values() if index is not None]
+    placed = jax.device_put(parts, list(places))
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+

@@ -1,7 +1,7 @@
 """Batches for each stage, from what was prepared or, of the phantom, is rendered in memory."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +17,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.runtime.files import replace_when_done
 from gct_jax.text import Tokenizer, train_vocabulary
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.loop import HeldOut
 from gct_jax.training.stages import Components
 from launch.arrays import Cases, open_cases, stage_arrays
 from launch.extras import require_extras
@@ -26,13 +27,24 @@ if TYPE_CHECKING:
 
 SHARDS = "shards"  # of `DataConfig.source`
 VOCABULARY_REPORTS = 10000
+SHOWN_ROWS = 4  # of which sample images are drawn
+
+OwnRows = Callable[[int], Sequence[int]]
 
 
 class StageData(NamedTuple):
-    """What the loop needs: `batches(start_step)` and the batches held out for evaluation."""
+    """What the loop needs of this process.
+
+    batches: `batches(start_step)` yields its rows of the global batches from there on.
+    held_out: the batches for evaluation.
+    shown: rows of the first of them to draw sample images of, the same on every process.
+    cases_of: step -> the cases of its global batch in words.
+    """
 
     batches: Callable[[int], Iterator[batches.Batch]]
-    held_out: list[batches.Batch]
+    held_out: list[HeldOut]
+    shown: batches.Batch
+    cases_of: Callable[[int], str]
 
 
 def check_data(config: TrainConfig, components: Components, prepare: str) -> "Cases | Shards":
@@ -55,17 +67,16 @@ def check_data(config: TrainConfig, components: Components, prepare: str) -> "Ca
         return open_shards(config, components)
     cases = check_source(config, components)
     rows_per_case, held_out = len(cases.sources), cases.held_out
-    if batch_size % (rows_per_case * jax.process_count()):
+    if batch_size % rows_per_case:
         raise ConfigError(
-            f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per "
-            f"case x {jax.process_count()} processes"
+            f"loop.batch_size = {batch_size} is not a multiple of {rows_per_case} rows per case"
         )
     if len(cases.training) * rows_per_case < batch_size:
         raise ConfigError(
             f"data.source {config.data.source} has {len(cases.training)} training cases, fewer "
             f"than a batch of {batch_size} rows"
         )
-    if len(held_out) * rows_per_case * jax.process_count() < batch_size:
+    if len(held_out) * rows_per_case < batch_size:
         raise ConfigError(
             f"data.source {config.data.source} holds out {len(held_out)} cases, fewer than a batch "
             f"of {batch_size} rows"
@@ -131,8 +142,12 @@ def stage_data(
     workdir: Path,
     components: Components,
     prepare: str,
+    own_rows: OwnRows,
 ) -> StageData:
     """Open what was prepared of the cases that `check_data` accepts.
+
+    Args:
+      own_rows: rows of a global batch -> the numbers of those that this process holds.
 
     Raises:
       ConfigError: `data.folder` lacks cases or holds others; the message names the command
@@ -140,23 +155,34 @@ def stage_data(
     """
     loop, folder = config.loop, config.data.folder
     if not isinstance(cases, Cases):
-        return _shard_data(config, cases, workdir, components)
+        return _shard_data(config, cases, workdir, components, own_rows)
     sources, training, held_out = cases
-    together = loop.batch_size // len(sources)  # cases of a global batch
-    here = together // jax.process_count()
+    copies, rows = len(sources), loop.batch_size
+    together = rows // copies  # cases of a global batch
     keep: Keep = Reading(Path(folder), sources[0].cases, prepare) if folder else InMemory()
     arrays = stage_arrays(config, sources, components, keep)
     make_batch = batch_maker(config, cases, arrays, workdir, components)
 
+    def make_rows(step: int, chosen: list[int], numbers: Sequence[int]) -> batches.Batch:
+        return make_batch(step, batches.rows_of(chosen, numbers, copies))
+
     def training_batch(step: int, positions: list[int]) -> batches.Batch:
-        return make_batch(step, [training[position] for position in positions])
+        return make_rows(step, [training[position] for position in positions], own_rows(rows))
 
     def stream(start: int) -> Iterator[batches.Batch]:
-        process = (jax.process_index(), jax.process_count())
-        return batches.stream(training_batch, start, loop.seed, together, len(training), process)
+        return batches.stream(training_batch, start, loop.seed, together, len(training))
 
-    groups = range(0, len(held_out) - here + 1, here)
-    return StageData(stream, [make_batch(0, held_out[first : first + here]) for first in groups])
+    def cases_of(step: int) -> str:
+        positions = batches.batch_cases(loop.seed, step, together, len(training))
+        return f"cases {', '.join(str(training[position]) for position in positions)}"
+
+    groups = [held_out[first : first + together] for first in range(0, len(held_out), together)]
+    evaluated = [
+        HeldOut(len(group) * copies, make_rows(0, group, own_rows(len(group) * copies)))
+        for group in groups
+    ]
+    shown = make_rows(0, groups[0], range(min(SHOWN_ROWS, rows)))
+    return StageData(stream, evaluated, shown, cases_of)
 
 
 def batch_maker(
@@ -165,15 +191,15 @@ def batch_maker(
     arrays: list[Arrays],
     workdir: Path,
     components: Components,
-) -> Callable[[int, list[int]], batches.Batch]:
-    """(step, case numbers) -> the stage's batch."""
+) -> Callable[[int, list[batches.BatchRow]], batches.Batch]:
+    """(step, rows) -> these rows of the stage's batch."""
     if config.stage == "ctvit":
-        return lambda step, chosen: batches.volume_batch(arrays, chosen)
+        return lambda step, rows: batches.volume_batch(arrays, rows)
     reports = partial(vocabulary_reports, cases)
     encode_text, seed = text_encoding(config, reports, workdir, components), config.loop.seed
     if config.stage == "maskgit":
-        rows = list(zip(arrays, cases.sources, strict=True))
-        return partial(batches.token_batch, rows, encode_text, seed)
+        copies = list(zip(arrays, cases.sources, strict=True))
+        return partial(batches.token_batch, copies, encode_text, seed)
     if config.stage == "superres":
         low, high = arrays
         return partial(batches.slice_batch, cases.sources[0], low, high, encode_text, seed)
@@ -181,14 +207,19 @@ def batch_maker(
 
 
 def _shard_data(
-    config: TrainConfig, shards: "Shards", workdir: Path, components: Components
+    config: TrainConfig,
+    shards: "Shards",
+    workdir: Path,
+    components: Components,
+    own_rows: OwnRows,
 ) -> StageData:
-    from launch.shard_data import reports, shard_batches
+    from launch.shard_data import ShardBatches, reports
 
     encode = None
     if config.stage != "ctvit":
         encode = text_encoding(config, partial(reports, shards), workdir, components)
-    return StageData(*shard_batches(config, shards, encode))
+    made = ShardBatches(config, shards, encode, own_rows)
+    return StageData(made.training, made.held_out(), made.shown(SHOWN_ROWS), made.cases_of)
 
 
 def text_encoding(

@@ -1,36 +1,57 @@
 """Sample images during training, one function per stage."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PyTree
 
+from data_pipelines.batches import Batch
 from gct_jax.components import build_component
 from gct_jax.random_keys import random_key
 from gct_jax.sampling.cascade import embed_text
 from gct_jax.sampling.guidance import with_guidance
 from gct_jax.sampling.settings import superres_settings
-from gct_jax.sampling.superres import super_resolve_slices
+from gct_jax.sampling.superres import super_resolve_batch
 from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens
+from gct_jax.sharding import REPLICATED
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.maskgit import embedded_text
 from gct_jax.training.stages import Components
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit, window_to_uint8
-from launch.data import StageData
 
 Images = dict[str, np.ndarray]
-ROWS = 4
 
 
 def sample_function(
-    config: TrainConfig, components: Components, data: StageData
+    config: TrainConfig, components: Components, shown: Batch
 ) -> Callable[[TrainState], Images]:
-    """The stage's function state -> uint8 images by name, for the first held-out cases."""
-    batch = {name: array[:ROWS] for name, array in data.held_out[0].items()}
-    return SAMPLERS[config.stage](config, components, batch)
+    """The stage's function state -> uint8 images by name, of the rows `shown`.
+
+    Every process must call it: the networks lie on all devices. Everything else is the same
+    everywhere and whole on each device, and so are the pictures.
+    """
+    return SAMPLERS[config.stage](config, components, shown)
+
+
+def on_all_devices(function: Callable[..., Any]) -> Callable[..., Any]:
+    """NumPy arrays of `function`, computed by all processes together; its first argument has global
+    arrays, the others may have NumPy's."""
+
+    @functools.cache
+    def program(mesh: Mesh) -> Callable[..., Any]:
+        return jax.jit(function, out_shardings=NamedSharding(mesh, REPLICATED))
+
+    def call(*arguments: Any) -> Any:
+        mesh = jax.tree.leaves(arguments[0])[0].sharding.mesh
+        return jax.tree.map(np.asarray, program(mesh)(*arguments))
+
+    return call
 
 
 def volume_rows(*volumes: np.ndarray) -> Images:
@@ -51,23 +72,24 @@ def volume_rows(*volumes: np.ndarray) -> Images:
     return images
 
 
-def _ctvit_samples(config: TrainConfig, components: Components, batch: dict) -> Callable:
+def _ctvit_samples(config: TrainConfig, components: Components, batch: Batch) -> Callable:
     """Original (left) and reconstruction."""
     network: Any = build_component(config.model, "ctvit")
 
-    @jax.jit
-    def rebuild(params, codebook):
+    @on_all_devices
+    def rebuild(params: PyTree, codebook: PyTree) -> jax.Array:
         variables = {"params": params, "codebook": {"quantizer": codebook}}
-        return network.apply(variables, batch["volume"]).reconstruction
+        rebuilt: jax.Array = network.apply(variables, batch["volume"]).reconstruction
+        return rebuilt
 
     def draw(state: TrainState) -> Images:
         rebuilt = rebuild(state.ema["ctvit"], state.extra["codebook"])
-        return volume_rows(batch["volume"], jax.device_get(rebuilt))
+        return volume_rows(batch["volume"], rebuilt)
 
     return draw
 
 
-def _maskgit_samples(config: TrainConfig, components: Components, batch: dict) -> Callable:
+def _maskgit_samples(config: TrainConfig, components: Components, batch: Batch) -> Callable:
     """What CT-ViT makes of the true tokens (left) and of tokens sampled from the report."""
     ctvit: Any = build_component(config.model, "ctvit")
     network: Any = build_component(config.model, "maskgit")
@@ -79,46 +101,45 @@ def _maskgit_samples(config: TrainConfig, components: Components, batch: dict) -
         temperature=sampling.temperature,
     )
 
-    @jax.jit
-    def paint(variables, ids):
-        return ctvit.apply(variables, ids, method="decode")
+    @on_all_devices
+    def paint(ema: PyTree, extra: PyTree, codec: PyTree) -> tuple[jax.Array, jax.Array]:
+        rows = {name: jnp.asarray(array) for name, array in batch.items()}
+        text, text_mask = embedded_text(ema, extra, config, rows)
 
-    @jax.jit
-    def sample(maskgit, text, text_mask):
-        def apply(*inputs):
-            return network.apply({"params": maskgit}, *inputs)
+        def apply(*inputs: Any) -> Any:
+            return network.apply({"params": ema["maskgit"]}, *inputs)
 
         logits_fn = with_guidance(apply, text, text_mask, sampling.guidance)
-        return decode_tokens(logits_fn, jax.random.split(random_key(0), len(text)), plan)
+        ids = decode_tokens(logits_fn, jax.random.split(random_key(0), len(text)), plan)
+        true, drawn = (ctvit.apply(codec, x, method="decode") for x in (batch["token_ids"], ids))
+        return true, drawn
 
     def draw(state: TrainState) -> Images:
-        networks = {**state.extra, **state.ema}
-        text, text_mask = embedded_text(state.ema, state.extra, config, batch)
-        ids = sample(networks["maskgit"], text, text_mask)
-        variables = components.variables["ctvit"]
-        return volume_rows(*(np.asarray(paint(variables, i)) for i in (batch["token_ids"], ids)))
+        return volume_rows(*paint(state.ema, state.extra, components.variables["ctvit"]))
 
     return draw
 
 
-def _superres_samples(config: TrainConfig, components: Components, batch: dict) -> Callable:
+def _superres_samples(config: TrainConfig, components: Components, batch: Batch) -> Callable:
     """Low resolution (left), super-resolved, true slice."""
     unet: Any = build_component(config.model, "superres")
     settings = superres_settings(config.model, config.model.sampling)
+    text_ids = batch["text_ids"]
 
-    def draw(state: TrainState) -> Images:
-        text_ids = batch["text_ids"]
-        text = embed_text({"params": state.extra["t5"]}, text_ids, config=config.model)
-        apply = jax.tree_util.Partial(unet.apply, {"params": state.ema["superres"]})
-        large = super_resolve_slices(
-            apply,
-            batch["low_res"][:, None],
-            text,
-            text_ids > 0,
+    @on_all_devices
+    def enlarge(unet_params: PyTree, t5_params: PyTree) -> jax.Array:
+        text = embed_text({"params": t5_params}, text_ids, config=config.model)
+        return super_resolve_batch(
+            jax.tree_util.Partial(unet.apply, {"params": unet_params}),
+            batch["low_res"],
+            jnp.zeros(len(text_ids), jnp.int32),
+            {"text": text, "text_mask": text_ids > 0},
             jnp.repeat(random_key(0)[None], len(text_ids)),
             settings,
-            batch=1,
-        )[:, 0]
+        )
+
+    def draw(state: TrainState) -> Images:
+        large = enlarge(state.ema["superres"], state.extra["t5"])
         factor = settings.diffusion.image_size // batch["low_res"].shape[1]
         small = batch["low_res"].repeat(factor, axis=1).repeat(factor, axis=2)
         rows = np.concatenate([small, large, batch["high_res"]], axis=2)[..., 0]

@@ -1,9 +1,8 @@
 """Batches for each stage from shards that `launch.prepare` made."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from data_pipelines.batch_plan import BatchPlan, Row
@@ -16,7 +15,6 @@ from data_pipelines.loader import (
     report_view,
     stream,
     token_view,
-    training_stream,
     volume_view,
 )
 from data_pipelines.shard_reader import RecordReader, Records, ShardFolder
@@ -24,6 +22,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.models.token_grid import token_grid
 from gct_jax.provenance import identity
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.loop import HeldOut
 from gct_jax.training.stages import Components
 from launch.grids import require_grid
 
@@ -67,13 +66,10 @@ def open_shards(config: TrainConfig, components: Components) -> Shards:
     training = [folder.split(TRAIN) for folder in folders]
     held_out = [folder.split(VALIDATION) for folder in folders]
     depths = [records.depths[::per_case] for records in training]
-    count = jax.process_count()
-    if batch_size % count:
-        raise ConfigError(f"loop.batch_size = {batch_size} is no multiple of {count} processes")
     plan = BatchPlan(depths, data.weights, batch_size, config.loop.seed)
-    if sum(len(records.depths) for records in held_out) // per_case < batch_size // count:
+    if sum(len(records.depths) for records in held_out) // per_case < batch_size:
         raise ConfigError(
-            f"{data.folder} holds out fewer cases than a batch of {batch_size // count} rows; "
+            f"{data.folder} holds out fewer cases than a batch of {batch_size} rows; "
             "prepare with a larger --held-out, or take a smaller loop.batch_size"
         )
     return Shards(folders, training, held_out, per_case, plan)
@@ -121,50 +117,89 @@ def _require_made_by(
         )
 
 
-def shard_batches(
-    config: TrainConfig, shards: Shards, encode_text: Encode | None
-) -> tuple[Callable[[int], Iterator[Batch]], list[Batch]]:
-    """The training batches from a step on, and those held out."""
-    view, finish = _view(config, shards), _finish(config, encode_text)
-    hold, skip = int(config.data.hold_gb * 1e9), config.data.skip_damaged
-    readers = [RecordReader(records, hold, skip) for records in shards.training]
-    process = (jax.process_index(), jax.process_count())
-    per_case, seed = shards.per_case, config.loop.seed
+class ShardBatches:
+    """The batches of a stage's shards, this process's rows of them.
 
-    def record_of(step: int, row: int, chosen: Row) -> int:
-        slice_index = np.random.default_rng([seed, step, row]).integers(per_case)
-        return chosen.case * per_case + int(slice_index)
+    own_rows: rows of a global batch -> the numbers of those that this process holds.
+    """
 
-    def batches(start: int) -> Iterator[Batch]:
-        rows = training_stream(
-            readers,
-            view,
-            shards.plan,
-            config.loop.batch_size,
-            start,
-            process,
-            record_of if per_case > 1 else None,
+    def __init__(
+        self,
+        config: TrainConfig,
+        shards: Shards,
+        encode_text: Encode | None,
+        own_rows: Callable[[int], Sequence[int]],
+    ):
+        self._config, self._shards, self._own_rows = config, shards, own_rows
+        self._view, self._finish = _view(config, shards), _finish(config, encode_text)
+        self._batch_size, self._skip = config.loop.batch_size, config.data.skip_damaged
+
+    def training(self, start: int) -> Iterator[Batch]:
+        """Those of the steps from `start` on."""
+        hold = int(self._config.data.hold_gb * 1e9)
+        readers = [RecordReader(records, hold, self._skip) for records in self._shards.training]
+        own = self._own_rows(self._batch_size)
+
+        def rows_of(step: int) -> list[Row]:
+            every = self._rows(step)
+            return [every[number] for number in own]
+
+        return map(self._finish, stream(readers, self._view, rows_of, len(own), start))
+
+    def _rows(self, step: int) -> list[Row]:
+        """Of the global batch; `case` numbers the record, of a case with several one drawn by seed,
+        step and row."""
+        rows, per_case = self._shards.plan.rows(step), self._shards.per_case
+        if per_case == 1:
+            return rows
+        seed = self._config.loop.seed
+        drawn = [
+            int(np.random.default_rng([seed, step, number]).integers(per_case))
+            for number in range(len(rows))
+        ]
+        return [
+            row._replace(case=row.case * per_case + slice_index)
+            for row, slice_index in zip(rows, drawn, strict=True)
+        ]
+
+    def cases_of(self, step: int) -> str:
+        """The records of a global batch in words."""
+        folders = self._shards.folders
+        named: dict[str, list[int]] = {}
+        for row in self._rows(step):
+            named.setdefault(str(folders[row.folder].path), []).append(row.case)
+        return "; ".join(
+            f"training records {', '.join(map(str, cases))} of {folder}"
+            for folder, cases in named.items()
         )
-        return map(finish, rows)
 
-    return batches, [finish(batch) for batch in _held_out(config, shards, view)]
+    def held_out(self) -> list[HeldOut]:
+        """About `data.held_out` cases of the validation splits, those of a depth together."""
+        return [HeldOut(len(group), self._batch(group)) for group in self._groups()]
 
+    def shown(self, rows: int) -> Batch:
+        """The first rows of the first batch that is held out, the same on every process."""
+        return self._read(self._groups()[0][:rows])
 
-def _held_out(config: TrainConfig, shards: Shards, view: View) -> Iterator[Batch]:
-    """About `data.held_out` cases of the validation splits, those of a depth together."""
-    size = config.loop.batch_size // jax.process_count()
-    skip, per_case = config.data.skip_damaged, shards.per_case
-    readers = [RecordReader(records, 0, skip) for records in shards.held_out]
-    every = [
-        Row(folder, number, int(depth))
-        for folder, records in enumerate(shards.held_out)
-        for number, depth in enumerate(records.depths)
-        if number % per_case == number // per_case % per_case  # a slice of each case
-    ]
-    chosen = sorted(every[: max(size, config.data.held_out)], key=lambda row: row.depth)
-    groups = [chosen[first : first + size] for first in range(0, len(chosen) - size + 1, size)]
-    padded = [[row._replace(depth=group[-1].depth) for row in group] for group in groups]
-    return stream(readers, view, lambda step: padded[step], size, 0, len(padded))
+    def _groups(self) -> list[list[Row]]:
+        size, per_case = self._batch_size, self._shards.per_case
+        every = [
+            Row(folder, number, int(depth))
+            for folder, records in enumerate(self._shards.held_out)
+            for number, depth in enumerate(records.depths)
+            if number % per_case == number // per_case % per_case  # a slice of each case
+        ]
+        chosen = sorted(every[: max(size, self._config.data.held_out)], key=lambda row: row.depth)
+        groups = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+        return [[row._replace(depth=group[-1].depth) for row in group] for group in groups]
+
+    def _batch(self, group: list[Row]) -> Batch:
+        return self._read([group[number] for number in self._own_rows(len(group))])
+
+    def _read(self, rows: list[Row]) -> Batch:
+        readers = [RecordReader(records, 0, self._skip) for records in self._shards.held_out]
+        (batch,) = stream(readers, self._view, lambda step: rows, len(rows), 0, 1)
+        return self._finish(batch)
 
 
 def _view(config: TrainConfig, shards: Shards) -> View:

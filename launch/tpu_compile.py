@@ -23,6 +23,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from gct_jax.chips import chip
 from gct_jax.errors import ConfigError, InputError
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
@@ -31,12 +32,6 @@ from launch.extras import require_extras
 COLLECTIVES = re.compile(
     r"= \S+ (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
-# Peak FLOP/s in bfloat16 and bytes/s of memory of one chip, from the vendor's data sheets.
-CHIPS = {
-    "TPU v5 lite": (197e12, 819e9),
-    "TPU v5": (459e12, 2765e9),
-    "TPU v6 lite": (918e12, 1640e9),
-}
 PROGRAMS = (
     "attention",
     "attention gradients",
@@ -186,7 +181,7 @@ def compiled_facts(lower: Callable[[], Any], kind: str) -> dict[str, Any]:
         return {"refused": f"needs {found[1]} of {found[2]}" if found else "out of memory"}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     flops, moved = cost["flops"], cost["bytes accessed"]
-    peak_flops, bandwidth = CHIPS.get(kind, (float("nan"), float("nan")))
+    peak_flops, bandwidth = chip(kind) or (float("nan"), float("nan"))
     # What is donated is counted among arguments and outputs, but exists once.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return {

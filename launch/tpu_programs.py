@@ -45,7 +45,7 @@ def train_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
     shardings = state_shardings(abstract, mesh)
     step = jitted_train_step(stage, shardings, mesh)
     with jax.set_mesh(mesh):
-        return step.lower(with_shardings(abstract, shardings), _batch(config, mesh))
+        return step.lower(with_shardings(abstract, shardings), _batch(config, mesh), None)
 
 
 def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> jax.stages.Lowered:

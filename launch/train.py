@@ -7,13 +7,16 @@
 
 `--from` takes training folders and model folders, `field=value` changes the configuration.
 `data.folder=FOLDER` trains on what `launch.prepare` wrote; without it one process renders the
-phantom as it goes. Running the same command again resumes. Ctrl-C, SIGTERM and SIGHUP save first:
-the exit code is 0 if the run reached its last step, 75 if it was stopped before, 2 if something was
+phantom as it goes. Running the same command again resumes. Ctrl-C, SIGTERM and SIGHUP, to any of
+several processes, save first: the exit code is 0 if the run reached its last step, 75 if it was
+stopped before or another process was lost, so that the same command goes on, 2 if something was
 refused.
 """
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +24,36 @@ from typing import TYPE_CHECKING
 from gct_jax.errors import ConfigError, UnfinishedError
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.stopping import deferred
+from gct_jax.runtime.supervision import is_supervised, run_supervised, supervise
 from launch.extras import require_extras
 from launch.options import add_config_options, load_config, prepare_command
 
 if TYPE_CHECKING:
     from gct_jax.training.config import TrainConfig
-    from gct_jax.training.loop import Stage
     from gct_jax.training.stages import Components
     from launch.arrays import Cases
+    from launch.data import StageData
     from launch.shard_data import Shards
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line for input that cannot be used."""
+    """Exit code 0, or as above."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parsed(words)
+    if options.multi_host is not None and not is_supervised():
+        return supervise("launch.train", words)
+
+    def command() -> None:
+        require_extras("train")
+        run(options)
+
+    if options.multi_host is None:
+        return exit_code("launch.train", command)
+    return run_supervised("launch.train", command)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line."""
     parser = argparse.ArgumentParser(prog="launch.train", description="Train one stage.")
     add_config_options(parser)
     parser.add_argument("--workdir", required=True, type=Path)
@@ -49,38 +69,61 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="resume although the configuration or the networks it was given changed",
     )
-    options = parser.parse_intermixed_args(arguments)
-
-    def command() -> None:
-        require_extras("train")
-        run(options)
-
-    return exit_code("launch.train", command)
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEP",
+        help="trace five steps from this one on into WORKDIR/profile, for TensorBoard",
+    )
+    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
     """Load, check, open the data, train.
 
     Raises:
-      GctError: something was refused; nothing was written.
+      GctError: something was refused, here or on another process; nothing was written.
       UnfinishedError: the run was stopped before its last step, and saved.
     """
     config = load_config(options.config, options.overrides)
 
-    import dataclasses
-
     with deferred():
-        from gct_jax.components import check_components_fit
-        from gct_jax.runtime.numerics import fix_numerics, require_devices
-        from gct_jax.training.loop import fitting_mesh
+        from gct_jax.runtime.cluster import join, require_common_folder, together
+        from gct_jax.runtime.numerics import fix_numerics, prepare_jax
         from gct_jax.training.run_folder import check_resume, run_inputs
-        from gct_jax.training.stages import join_components, make_stage
-        from launch.data import check_data
 
     fix_numerics("launch.train")
     if options.multi_host is not None:
-        connect(options.multi_host)
-    require_devices()
+        join(options.multi_host)
+    prepare_jax("launch.train")
+    require_common_folder(options.workdir)
+    config, components, cases = together(lambda: opened(options, config))
+    inputs = run_inputs(config, components.provenance)
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(alone_in(options.workdir)))
+        together(lambda: check_resume(options.workdir, config, inputs, options.accept_changes))
+        step = train_in(options, config, components, inputs, cases)
+    if step < config.loop.steps:
+        raise UnfinishedError(
+            f"stopped at step {step} of {config.loop.steps} and saved; "
+            "run the same command to go on"
+        )
+
+
+def opened(
+    options: argparse.Namespace, config: "TrainConfig"
+) -> "tuple[TrainConfig, Components, Cases | Shards]":
+    """The configuration with the sizes of the earlier networks, these networks, and the cases.
+
+    Raises:
+      GctError: they do not fit each other, the stage or the devices.
+    """
+    from gct_jax.components import check_components_fit
+    from gct_jax.training.loop import fitting_mesh
+    from gct_jax.training.stages import join_components
+    from launch.data import check_data
+
     components = join_components(
         config.model,
         options.networks,
@@ -91,19 +134,8 @@ def run(options: argparse.Namespace) -> None:
         components.variables["vgg16"] = read_vgg16(Path(config.ctvit.vgg16))
     check_components_fit(components.config)
     config = dataclasses.replace(config, model=components.config)
-    stage = make_stage(config)
     fitting_mesh(config.loop)
-    prepare = prepare_command(options)
-    cases = check_data(config, components, prepare)
-    inputs = run_inputs(config, components.provenance)
-    with alone_in(options.workdir):
-        check_resume(options.workdir, config, inputs, options.accept_changes)
-        step = train_in(options.workdir, config, components, stage, inputs, cases, prepare)
-    if step < config.loop.steps:
-        raise UnfinishedError(
-            f"stopped at step {step} of {config.loop.steps} and saved; "
-            "run the same command to go on"
-        )
+    return config, components, check_data(config, components, prepare_command(options))
 
 
 def alone_in(workdir: Path) -> contextlib.AbstractContextManager:
@@ -116,13 +148,11 @@ def alone_in(workdir: Path) -> contextlib.AbstractContextManager:
 
 
 def train_in(
-    workdir: Path,
+    options: argparse.Namespace,
     config: "TrainConfig",
     components: "Components",
-    stage: "Stage",
-    inputs: dict,
+    inputs: dict[str, str],
     cases: "Cases | Shards",
-    prepare: str,
 ) -> int:
     """Open the data and train in a folder that no other run uses.
 
@@ -131,53 +161,65 @@ def train_in(
     """
     import jax
 
-    from gct_jax.training.loop import train
-    from gct_jax.training.run_folder import record_run, write_status
+    from gct_jax.runtime.cluster import together
+    from gct_jax.sharding import process_rows
+    from gct_jax.training.loop import fitting_mesh, train
+    from gct_jax.training.run_folder import record_run, start_from, write_status
+    from gct_jax.training.stages import make_stage
     from launch.data import stage_data
     from launch.samples import SAMPLERS, sample_function
 
-    data = stage_data(config, cases, workdir, components, prepare)
+    workdir, stage = options.workdir, make_stage(config)
+    own_rows = functools.partial(process_rows, fitting_mesh(config.loop))
+    data = together(
+        lambda: stage_data(config, cases, workdir, components, prepare_command(options), own_rows)
+    )
+    start = start_from(workdir, config)
 
     def on_change(status: str, step: int) -> None:
         if jax.process_index() == 0:
             if status == "running":
                 record_run(workdir, config, inputs)
-            write_status(workdir, status, step, config.loop.steps)
+            write_status(workdir, status, step, config.loop.steps, start)
 
-    # A sample needs all of the state in one place, which no host of several has.
-    draws = config.stage in SAMPLERS and jax.process_count() == 1
+    draws = config.stage in SAMPLERS
     state = train(
         stage,
         config.loop,
         workdir,
         data.batches,
         pretrained=components.variables,
+        spike_factor=config.optimizer.spike_factor,
         held_out=data.held_out,
-        sample_images=sample_function(config, components, data) if draws else None,
+        sample_images=sample_function(config, components, data.shown) if draws else None,
         on_change=on_change,
+        cases_of=data.cases_of,
+        step_flops=model_flops(config, components, data),
+        profile_step=options.profile,
+        start_from=start,
     )
     return int(state.step)
 
 
-def connect(where: str) -> None:
-    """Join the other processes of the run; `where` is "HOST:PORT,COUNT,INDEX", or "" on a cluster
-    that JAX knows.
-
-    Raises:
-      ConfigError: the others cannot be found, or not from this text.
-    """
+def model_flops(config: "TrainConfig", components: "Components", data: "StageData") -> float:
+    """Operations of the global batch's step in matrix products and convolutions, nothing computed
+    twice to save memory."""
     import jax
 
-    form = "--multi-host HOST:PORT,COUNT,INDEX"
-    try:
-        if where:
-            address, count, index = where.split(",")
-            jax.distributed.initialize(address, int(count), int(index))
-        else:
-            jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot join the other processes ({reason}); give {form}") from None
+    from gct_jax.flops import count_flops
+    from gct_jax.random_keys import random_key
+    from gct_jax.training.stages import make_stage
+
+    loop = dataclasses.replace(config.loop, micro_batches=1)
+    stage = make_stage(dataclasses.replace(config, remat=False, loop=loop))
+    rows = config.loop.batch_size
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+        for name, array in data.shown.items()
+    }
+    key = random_key(0)
+    state = jax.eval_shape(stage.init_state, key, components.variables)
+    return count_flops(stage.train_step, state, batch, key).total
 
 
 def read_vgg16(path: Path) -> dict:

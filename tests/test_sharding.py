@@ -9,19 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import quick_jit
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from tiny_model import random_variables
+from tiny_stage import KEY, stage_batch, stage_config, stage_state
 
 from configs import base, demo, tiny
 from gct_jax.components import abstract_variables, present_components
 from gct_jax.config import override
 from gct_jax.errors import ConfigError
-from gct_jax.sharding import make_mesh, parameter_spec, shard_batch, state_shardings
+from gct_jax.sharding import (
+    AXES,
+    BATCH,
+    make_mesh,
+    parameter_spec,
+    process_rows,
+    shard_batch,
+    state_shardings,
+)
 from gct_jax.training import ctvit, maskgit, superres, t5
 from gct_jax.training.optimizer import apply_gradients, make_optimizer
 from gct_jax.training.stages import make_stage
 
-KEY = jax.random.key(1)
 TABLE = Path(__file__).parent / "golden" / "sharding_tiny.json"
 
 
@@ -95,6 +104,28 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6, 7], [5, 2, 7, 0, 3, 6, 1, 4]])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8), (1, 4, 2)])
+def test_rows_lie_where_the_sharding_says_whatever_the_order_of_devices(shape, order):
+    devices = np.array(jax.devices())[order].reshape(shape)
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    batch = {"x": np.arange(48.0, dtype=np.float32).reshape(16, 3)}
+    assert process_rows(mesh, 16) == list(range(16))
+    made = shard_batch(batch, mesh, 16)["x"]
+    np.testing.assert_array_equal(np.asarray(made), batch["x"])
+    assert made.sharding.spec == BATCH
+    for shard in made.addressable_shards:
+        np.testing.assert_array_equal(np.asarray(shard.data), batch["x"][shard.index])
+
+
+def test_rows_that_cannot_be_split_lie_whole_on_every_device():
+    mesh = make_mesh((2, 2, 2))
+    made = shard_batch({"x": np.arange(6.0)}, mesh, 6)["x"]
+    assert made.sharding.is_fully_replicated
+    with pytest.raises(ValueError, match="x has 5 rows, this process holds 6"):
+        shard_batch({"x": np.arange(5.0)}, mesh, 6)
+
+
 @pytest.mark.parametrize("stage", LOSSES)
 @pytest.mark.long
 def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
@@ -104,24 +135,8 @@ def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
     # a ReLU another order of the sums changes the gradient by several per cent, hence smooth ones.
     monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
     monkeypatch.setattr(flax.linen, "leaky_relu", lambda x, slope: jax.nn.silu(x) + slope * x)
-    config = tiny.ctvit() if stage == "discriminator" else getattr(tiny, stage)()
-    config = override(config, ["ctvit.adversarial=True"])
-    rng = np.random.default_rng(0)
-    batch = {
-        "volume": rng.uniform(-1, 1, (8, 5, 16, 16, 1)).astype(np.float32),
-        "token_ids": rng.integers(0, 32, (8, 3, 2, 2), dtype=np.int32),
-        "text_ids": rng.integers(1, 128, (8, 48), dtype=np.int32),
-        "attributes": rng.integers(-1, 2, (8, config.t5.attributes), dtype=np.int32),
-        "low_res": rng.uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32),
-        "high_res": rng.uniform(-1, 1, (8, 32, 32, 1)).astype(np.float32),
-    }
-    start = {
-        component: jax.tree.map(
-            lambda x: jnp.asarray(0.2 * x), random_variables(config.model, component)
-        )
-        for component in present_components(tiny.model())
-    }
-    state = make_stage(config).init_state(KEY, start)
+    config = stage_config("ctvit" if stage == "discriminator" else stage)
+    state, batch = stage_state(config), stage_batch(config)
 
     def results(mesh):
         placed = jax.device_put(state, state_shardings(state, mesh))
@@ -131,7 +146,7 @@ def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
 
         with jax.set_mesh(mesh):
             gradient = quick_jit(jax.value_and_grad(loss))
-            return jax.device_get(gradient(placed.params, placed, shard_batch(batch, mesh)))
+            return jax.device_get(gradient(placed.params, placed, shard_batch(batch, mesh, 8)))
 
     one = results(make_mesh((1, 1, 1)))
     eight = results(make_mesh((2, 2, 2)))

@@ -106,9 +106,15 @@ def masked_cross_entropy(
       ids: true tokens, int32 [batch, ...].
       weight: [batch, ...]: whether a token is masked, as bool, or how much it counts.
     """
+    return jnp.sum(token_losses(logits, ids) * weight) / jnp.maximum(weight.sum(), 1)
+
+
+def token_losses(
+    logits: Float[Array, "*tokens codes"], ids: Int[Array, "*tokens"]
+) -> Float[Array, "*tokens"]:
+    """What equation (3) averages, float32 for each token. Arguments as `masked_cross_entropy`."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    picked = jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
-    return -jnp.sum(picked * weight) / jnp.maximum(weight.sum(), 1)
+    return -jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
 
 
 def gumbel_noise(uniforms: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -156,6 +162,13 @@ def critic_loss(
       labels: 0 or 1, [batch, ...].
       valid: bool [batch, ...].
     """
-    scores = scores.astype(jnp.float32)
-    losses = jax.nn.softplus(scores) - scores * labels
+    losses = critic_losses(scores, labels)
     return jnp.sum(losses, where=valid) / jnp.maximum(valid.sum(), 1)
+
+
+def critic_losses(
+    scores: Float[Array, "*tokens"], labels: Float[Array, "*tokens"]
+) -> Float[Array, "*tokens"]:
+    """What `critic_loss` averages, float32 for each token."""
+    scores = scores.astype(jnp.float32)
+    return jax.nn.softplus(scores) - scores * labels

@@ -158,11 +158,15 @@ def ema_update(
 
 
 def _random_directions(key, latents, count, token_mask):
-    """`count` directions of valid latents, drawn with replacement."""
+    """Directions of `count` random valid latents, none twice as long as there are enough: of two
+    equal rows rounding decides which one a token takes."""
     latents = l2_normalize(lax.stop_gradient(latents))
     flat = latents.reshape(-1, latents.shape[-1])
-    rank = jnp.cumsum(_valid(latents[..., 0], token_mask))  # of each valid latent, from 1
-    return flat[jnp.searchsorted(rank, jax.random.randint(key, (count,), 0, rank[-1]) + 1)]
+    valid = _valid(latents[..., 0], token_mask)
+    rank = jnp.cumsum(valid) - 1  # among the valid latents, so that padding changes no draw
+    draws = jax.random.uniform(key, rank.shape)[rank]
+    order = jnp.argsort(jnp.where(valid, draws, jnp.inf))
+    return flat[order[jnp.arange(count) % jnp.maximum(valid.sum(), 1)]]
 
 
 def codebook_from_latents(

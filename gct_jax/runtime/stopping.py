@@ -73,12 +73,12 @@ def stop_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_requests(processes: int = 1) -> Iterator[Callable[[], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a signal has asked to stop, for work that saves first.
 
     The signals that follow, as srun, docker and timeout send them, change nothing until the body
-    has ended; only a third Ctrl-C ends it at once. Several processes must stop at the same step, so
-    there signals are left to the cluster's notice of preemption.
+    has ended; only a third Ctrl-C ends it at once. Several processes must stop at the same step,
+    which is the caller's affair.
     """
     asked: list[int] = []
 
@@ -91,7 +91,7 @@ def stop_requests(processes: int = 1) -> Iterator[Callable[[], bool]]:
             raise Stopped(number)
 
     previous: dict[int, Any] = {}
-    if processes == 1 and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         previous = {number: signal.signal(number, ask) for number in heeded}
     try:

@@ -16,16 +16,21 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
 
-from gct_jax.errors import GctError
+from gct_jax.errors import ConfigError, GctError
 from gct_jax.random_keys import wrapped_key
-from gct_jax.training.checksums import tree_checksums, tree_shapes
-from gct_jax.training.state import TrainState
+from gct_jax.runtime.cluster import on_any_process
+from gct_jax.training.checksums import forest_checksums, tree_shapes
+from gct_jax.training.retention import LatestAndTrusted, Trust
+from gct_jax.training.spikes import new_record
+from gct_jax.training.state import TREES, TrainState
 
-_TREES = ("params", "ema", "opt_state", "extra")
 _NOISY = ("absl", "asyncio")
+
+
+Found = tuple[dict[str, Any], dict[str, Any]]
 
 
 class DamagedError(Exception):
@@ -33,15 +38,17 @@ class DamagedError(Exception):
 
 
 class Checkpoints:
-    """Asynchronous checkpoints `folder/<step>` of a run, the last `keep` of them.
+    """Asynchronous checkpoints `folder/<step>` of a run: the last `keep` of them, and one that
+    evaluations have shown to be sane (`gct_jax.training.retention`).
 
     Every process of a multi-host run must make every call; only one run may use a folder.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
         self._folder = folder.absolute()
+        self._trust = Trust()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(keep), cleanup_tmp_directories=True
+            preservation_policy=LatestAndTrusted(keep, self._trust), cleanup_tmp_directories=True
         )
         with _quiet():
             self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -55,10 +62,14 @@ class Checkpoints:
         step = int(state.step)
         if step == self._manager.latest_step():
             return
-        trees = state_items(state) | {"rng": {"key_data": jax.random.key_data(state.key)}}
-        sums = {name: tree_checksums(tree) for name, tree in trees.items()}
+        trees = state_items(state) | {
+            "rng": {"key_data": jax.random.key_data(state.key)},
+            "spikes": state.spikes,
+        }
+        sums = forest_checksums(trees)
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items["progress"] = ocp.args.JsonSave({"step": step, "arrays": sums})
+        progress = {"step": step, "arrays": sums, "trust": self._trust.to_dict()}
+        items["progress"] = ocp.args.JsonSave(progress)
         with self._named():
             if not self._manager.save(step, args=ocp.args.Composite(**items)):
                 raise GctError(f"{self._folder}: Orbax refused to save step {step}")
@@ -74,15 +85,34 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    def restore(self, abstract: TrainState) -> TrainState | None:
+    def steps(self) -> list[int]:
+        """Those that are saved, the oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """Take in the loss of an evaluation, by which checkpoints are kept."""
+        if not self._trust.evaluated(step, loss) and jax.process_index() == 0:
+            print(
+                f"note: the evaluation at step {step} is far worse than the best before "
+                f"({loss:.4g} after {self._trust.best:.4g}); a checkpoint from before is kept",
+                file=sys.stderr,
+            )
+
+    def restore(self, abstract: TrainState, at: int | None = None) -> TrainState | None:
         """The newest whole checkpoint, placed as `abstract`'s ShapeDtypeStructs (with shardings)
         say, or None; the mesh may differ from the one that saved it.
 
         DamagedError ones that are newer are renamed to `<step>.damaged`, and said so.
 
+        Args:
+          at: go back to this step instead; newer ones are renamed to `<step>.later`.
+
         Raises:
+          ConfigError: there is no checkpoint of step `at`.
           GctError: there are checkpoints but none is whole, or the newest is of another state.
         """
+        if at is not None:
+            self._go_back(at)
         trees = state_items(abstract)
         key_data = jax.eval_shape(jax.random.key_data, abstract.key)
         trees["rng"] = {
@@ -90,32 +120,46 @@ class Checkpoints:
                 key_data.shape, key_data.dtype, sharding=abstract.step.sharding
             )
         }
-        found = _newest_whole(self._manager, trees, self._set_aside)
+        trees["spikes"] = abstract.spikes
+        found = _newest_whole(
+            self._manager,
+            trees,
+            lambda step: self._set_aside(step, "damaged"),
+            optional=("spikes",),
+        )
         if found is None:
             return None
-        step, restored = found
+        step, restored, progress = found
+        self._trust.load(progress.get("trust"))
         key = wrapped_key(restored.pop("rng")["key_data"])
-        step_array = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
-        return with_items(abstract, restored).replace(step=step_array, key=key)
+        place = abstract.step.sharding
+        spikes = restored.pop("spikes", None) or jax.device_put(new_record(), place)
+        state = with_items(abstract, restored)
+        return state.replace(step=jax.device_put(np.int32(step), place), key=key, spikes=spikes)
 
-    def preempted(self, step: int) -> bool:
-        """Whether the cluster has announced to some process that it will take the machine."""
-        return self._manager.reached_preemption(step)
+    def _go_back(self, at: int) -> None:
+        """Set aside the checkpoints that are newer than step `at`."""
+        steps = self.steps()
+        if at not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise ConfigError(f"{self._folder} has no checkpoint of step {at}; it has {there}")
+        for step in steps:
+            if step > at:
+                how = self._set_aside(step, "later")
+                if jax.process_index() == 0:
+                    print(f"note: going back to step {at}; that of {step}: {how}", file=sys.stderr)
 
-    def _set_aside(self, step: int) -> str:
-        """Rename a damaged checkpoint, so that its step can be saved again; what was done."""
+    def _set_aside(self, step: int, why: str) -> str:
+        """Rename a checkpoint, so that its step can be saved again; what was done."""
         source = self._folder / str(step)
-        target = source.with_name(f"{step}.damaged")
+        target = source.with_name(f"{step}.{why}")
         number = 1
         while target.exists():
             number += 1
-            target = source.with_name(f"{step}.damaged{number}")
+            target = source.with_name(f"{step}.{why}{number}")
         if jax.process_index() == 0:
             source.rename(target)
-        if jax.process_count() > 1:
-            from jax.experimental.multihost_utils import sync_global_devices
-
-            sync_global_devices(f"set aside {step}")
+        on_any_process(False)  # all wait for the first one
         self._manager.reload()
         return f"it is kept as {target.name}"
 
@@ -152,7 +196,7 @@ def state_items(state: TrainState) -> dict[str, Any]:
     """The trees of a state by item, such as "ema.ctvit"; empty ones are left out."""
     return {
         f"{name}.{component}": tree
-        for name in _TREES
+        for name in TREES
         for component, tree in getattr(state, name).items()
         if jax.tree.leaves(tree)
     }
@@ -160,7 +204,7 @@ def state_items(state: TrainState) -> dict[str, Any]:
 
 def with_items(state: TrainState, items: dict[str, Any]) -> TrainState:
     """The state with the trees of `items` in the place of its own."""
-    trees = {name: dict(getattr(state, name)) for name in _TREES}
+    trees = {name: dict(getattr(state, name)) for name in TREES}
     for item, tree in items.items():
         name, _, component = item.partition(".")
         trees[name][component] = tree
@@ -190,49 +234,51 @@ def read_items(folder: Path, abstract: TrainState, names: Collection[str]) -> Tr
         manager.close()
     if found is None:
         raise GctError(f"{folder}: no checkpoint; train this stage first")
-    step, restored = found
+    step, restored, _ = found
     return with_items(abstract, restored).replace(step=jax.numpy.int32(step))
 
 
 def _newest_whole(
-    manager: ocp.CheckpointManager, trees: dict[str, Any], on_damage: Callable[[int], str]
-) -> tuple[int, dict[str, Any]] | None:
-    """Step and items of the newest checkpoint that can be read and holds what was saved."""
+    manager: ocp.CheckpointManager,
+    trees: dict[str, Any],
+    on_damage: Callable[[int], str],
+    optional: Collection[str] = (),
+) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    """Step, items and progress of the newest checkpoint that can be read and holds what was saved;
+    without the `optional` items if it has none."""
     damage: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            found = _all_agree(functools.partial(_read, manager, step, trees))
+            items, progress = _all_agree(functools.partial(_read, manager, step, trees, optional))
         except DamagedError as error:
             damage[step] = f"checkpoint {step} in {manager.directory} is damaged ({error})"
             continue
         for newer, text in damage.items():
             print(f"note: {text}; {on_damage(newer)}", file=sys.stderr)
-        return step, found
+        return step, items, progress
     if damage:  # nothing is moved: starting over is for the user to say
         raise GctError(f"{damage[min(damage)]}, and no other is whole; delete them to start over")
     return None
 
 
-def _all_agree(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _all_agree(read: Callable[[], Found]) -> Found:
     """What `read` returns, if it does so on every process."""
+    problem: DamagedError | None = None
     try:
-        result, problem = read(), None
+        result: Found = read()
     except DamagedError as error:
-        result, problem = {}, error
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import process_allgather
-
-        if problem is None and process_allgather(jax.numpy.int32(0)).any():
-            problem = DamagedError("another process cannot read it")
-        elif problem is not None:
-            process_allgather(jax.numpy.int32(1))
+        result, problem = ({}, {}), error
+    if on_any_process(problem is not None) and problem is None:
+        problem = DamagedError("another process cannot read it")
     if problem is not None:
         raise problem
     return result
 
 
-def _read(manager: ocp.CheckpointManager, step: int, trees: dict[str, Any]) -> dict[str, Any]:
-    """Items of one checkpoint, compared with their checksums.
+def _read(
+    manager: ocp.CheckpointManager, step: int, trees: dict[str, Any], optional: Collection[str]
+) -> Found:
+    """Items and progress of one checkpoint, compared with their checksums.
 
     Raises:
       DamagedError: something is missing, unreadable or changed.
@@ -247,15 +293,18 @@ def _read(manager: ocp.CheckpointManager, step: int, trees: dict[str, Any]) -> d
         if not isinstance(progress, dict) or progress.get("step") != step:
             raise DamagedError("progress: it is not of this step")
         recorded = progress.get("arrays", {})
+        trees = {
+            name: tree for name, tree in trees.items() if name in recorded or name not in optional
+        }
         _require_same_arrays(manager.directory, step, recorded, trees)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         restored = _attempt(lambda: manager.restore(step, args=ocp.args.Composite(**items)))
-        for name in trees:
-            found = _attempt(functools.partial(tree_checksums, restored[name]))
+        sums = _attempt(lambda: forest_checksums({name: restored[name] for name in trees}))
+        for name, found in sums.items():
             changed = [p for p, value in found.items() if recorded.get(name, {}).get(p) != value]
             if changed and recorded:
                 raise DamagedError(f"{name}{changed[0]} holds other values than were saved")
-    return {name: restored[name] for name in trees}
+    return {name: restored[name] for name in trees}, progress
 
 
 def _attempt(read: Callable[[], Any]) -> Any:

@@ -15,7 +15,6 @@ P, Q = 0x85EBCA6B, 0x9E3779B1
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-@jax.jit
 def checksum(array: jax.Array) -> jax.Array:
     """Equation (1), uint32, of an array of at most four bytes per element."""
     if array.dtype == jnp.bool_:
@@ -28,13 +27,25 @@ def checksum(array: jax.Array) -> jax.Array:
     return jnp.sum((bits ^ (np.uint32(Q) * place)) * np.uint32(P), dtype=jnp.uint32)
 
 
+@jax.jit
+def _checksums(arrays: list[jax.Array]) -> jax.Array:
+    """Of all of them in one program, which several processes run together."""
+    return jnp.stack([checksum(array) for array in arrays])
+
+
 def tree_checksums(tree: PyTree) -> dict[str, list]:
     """[shape, checksum] of each array of a tree, by its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get([checksum(leaf) for _, leaf in leaves])
+    return forest_checksums({"": tree})[""]
+
+
+def forest_checksums(trees: dict[str, PyTree]) -> dict[str, dict[str, list]]:
+    """[shape, checksum] of each array of several trees, by tree and path."""
+    leaves = {name: jax.tree_util.tree_flatten_with_path(tree)[0] for name, tree in trees.items()}
+    arrays = [leaf for found in leaves.values() for _, leaf in found]
+    sums = iter(np.asarray(_checksums(arrays)).tolist() if arrays else ())
     return {
-        jax.tree_util.keystr(path): [list(leaf.shape), int(value)]
-        for (path, leaf), value in zip(leaves, sums, strict=True)
+        name: {jax.tree_util.keystr(path): [list(leaf.shape), next(sums)] for path, leaf in found}
+        for name, found in leaves.items()
     }
 
 

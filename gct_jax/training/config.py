@@ -15,6 +15,8 @@ class OptimizerConfig(Checked):
     `algorithm` "adamw" (Adam without `weight_decay`), or "muon" for the matrices between hidden
     units with AdamW for the rest (Jordan et al. 2024), which needs fewer steps.
     `schedule` "cosine" falls from `learning_rate` to `final_fraction` of it at the last step.
+    `spike_factor` skips an update whose gradient is this many times as large as usual
+    (`gct_jax.training.spikes`); 0 skips none.
     """
 
     algorithm: str = choice("adamw", ("adamw", "muon"))
@@ -27,6 +29,7 @@ class OptimizerConfig(Checked):
     weight_decay: float = number(0.0, least=0)
     clip_norm: float = number(0.5, above=0)
     ema_decay: float = number(0.9999, least=0, most=1)
+    spike_factor: float = number(0.0, above=1, special=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class LoopConfig(Checked):
     """Length and rhythm of a run. Intervals count steps; 0 switches one off.
 
     `mesh` counts the devices along ("data", "fsdp", "tensor"); one entry may be -1 (the rest).
+    `micro_batches` computes a batch in so many parts (`gct_jax.training.micro_batches`).
+    `resume_step` goes back to the checkpoint of this step, once; 0 goes on from the newest.
     """
 
     steps: int = number(1000, least=1)
@@ -45,6 +50,8 @@ class LoopConfig(Checked):
     checkpoint_every: int = number(500, least=0)
     keep_checkpoints: int = number(2, least=1)
     mesh: tuple[int, ...] = number((-1, 1, 1), least=1, special=-1, length=3)
+    micro_batches: int = number(1, least=1)
+    resume_step: int = number(0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training import ctvit_losses as losses
 from gct_jax.training.config import OptimizerConfig, TrainConfig
+from gct_jax.training.micro_batches import in_micro_batches
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
@@ -138,18 +139,23 @@ def forward(
     the first `continuous_steps` the decoder sees the directions themselves.
     """
     network: Any = build_component(config.model, "ctvit", config.dtype, remat=config.remat)
-    if config.ctvit.commitment == "reference":
-        out: CTViTOutput = network.apply(variables, volume, token_mask)
-        return out
-    latents = network.apply(variables, volume, token_mask, method=CTViT.embed)
-    embedding = variables["codebook"]["quantizer"]["embedding"]
-    ids = quantizer.nearest_codes(latents, embedding)
-    directions = l2_normalize(latents)
-    codes = quantizer.straight_through(directions, embedding[ids])
-    codes = jnp.where(step < config.ctvit.continuous_steps, directions, codes)
-    features = network.apply(variables, codes, token_mask, method=CTViT.decode_features)
-    reconstruction = network.apply(variables, features, method=CTViT.to_pixels)
-    return CTViTOutput(reconstruction, ids, latents, codes, features)
+
+    def rows(volume: jax.Array, token_mask: jax.Array | None) -> CTViTOutput:
+        if config.ctvit.commitment == "reference":
+            out: CTViTOutput = network.apply(variables, volume, token_mask)
+            return out
+        latents = network.apply(variables, volume, token_mask, method=CTViT.embed)
+        embedding = variables["codebook"]["quantizer"]["embedding"]
+        ids = quantizer.nearest_codes(latents, embedding)
+        directions = l2_normalize(latents)
+        codes = quantizer.straight_through(directions, embedding[ids])
+        codes = jnp.where(step < config.ctvit.continuous_steps, directions, codes)
+        features = network.apply(variables, codes, token_mask, method=CTViT.decode_features)
+        reconstruction = network.apply(variables, features, method=CTViT.to_pixels)
+        return CTViTOutput(reconstruction, ids, latents, codes, features)
+
+    made: CTViTOutput = in_micro_batches(rows, config.loop.micro_batches)(volume, token_mask)
+    return made
 
 
 def generator_loss(

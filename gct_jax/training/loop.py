@@ -6,26 +6,32 @@ the order of steps, metrics, sample images, checkpoints and a clean end.
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 from tqdm import tqdm
 
+from gct_jax.chips import peak_flops
 from gct_jax.errors import ConfigError, GctError
 from gct_jax.random_keys import random_key
 from gct_jax.runtime.numerics import fixed_numerics
 from gct_jax.runtime.stopping import stop_requests
 from gct_jax.sharding import make_mesh, shard_batch, state_shardings
+from gct_jax.training import spikes
+from gct_jax.training.agreement import ASKED, Agreement
 from gct_jax.training.checkpoint import Checkpoints
+from gct_jax.training.clock import Clock
 from gct_jax.training.config import LoopConfig
-from gct_jax.training.metrics import MetricsWriter, mean_metrics
+from gct_jax.training.metrics import MetricsWriter, NotFiniteError, mean_metrics
+from gct_jax.training.profile import Profile
+from gct_jax.training.start import NEWEST, StartFrom
 from gct_jax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -43,6 +49,14 @@ class Stage(NamedTuple):
     eval_step: Callable[[TrainState, Batch, jax.Array], dict[str, jax.Array]]
 
 
+class HeldOut(NamedTuple):
+    """A batch for evaluation: how many rows it has on all processes together, and this process's
+    (`gct_jax.sharding.process_rows`)."""
+
+    rows: int
+    batch: Batch
+
+
 def train(
     stage: Stage,
     config: LoopConfig,
@@ -50,23 +64,35 @@ def train(
     batches: Callable[[int], Iterator[Batch]],
     *,
     pretrained: PyTree = None,
-    held_out: Sequence[Batch] = (),
+    spike_factor: float = 0.0,
+    held_out: Sequence[HeldOut] = (),
     sample_images: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
     on_change: Callable[[str, int], None] = lambda status, step: None,
+    cases_of: Callable[[int], str] = lambda step: "",
+    step_flops: float | None = None,
+    profile_step: int = 0,
+    start_from: StartFrom = NEWEST,
 ) -> TrainState:
     """Train to `config.steps`, starting from the newest whole checkpoint in `workdir` if there is
     one.
 
     Args:
-      batches: `batches(start_step)` yields this process's NumPy batches of steps start_step, ...
+      batches: `batches(start_step)` yields this process's rows of the batches of steps start_step,
+        start_step + 1, ... as NumPy arrays.
       pretrained: arrays of earlier stages that `init_state` starts from.
+      spike_factor: see `gct_jax.training.spikes`.
       held_out: batches for `eval_step`, logged as `eval/...`.
-      sample_images: uint8 images by name, drawn every `config.sample_every` steps.
+      sample_images: uint8 images by name, drawn every `config.sample_every` steps; every process
+        is asked.
       on_change: told "running" when everything that can be refused was accepted, and then, in the
-        end, "finished", "stopped" or "failed", with the step.
+        end, "finished", "stopped", "diverged" (a metric is not finite) or "failed", with the step.
+      cases_of: start_step, ... -> the cases of its batch in words, for a message.
+      step_flops: operations of a step on all devices together, for the metrics.
+      profile_step: steps from here on are profiled into `workdir/profile`; 0: none.
+      start_from: an earlier checkpoint than the newest.
 
     Returns:
-      The state at `config.steps`, or earlier if a signal or a preemption asked to stop; it is on
+      The state at `config.steps`, or earlier if a signal to any process asked to stop; it is on
       disk in either case.
 
     Raises:
@@ -79,30 +105,36 @@ def train(
     root_key = random_key(config.seed)
     abstract = jax.eval_shape(stage.init_state, root_key, pretrained)
     shardings = state_shardings(abstract, mesh)
-    train_step = jitted_train_step(stage, shardings, mesh)
+    train_step = jitted_train_step(stage, shardings, mesh, spike_factor)
     eval_step = jax.jit(stage.eval_step, in_shardings=(shardings, None, None))
 
     with (
         fixed_numerics(),
         jax.set_mesh(mesh),
         _told(on_change, config.steps) as progress,
-        stop_requests(jax.process_count()) as stop_requested,
+        stop_requests() as stop_requested,
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as saved,
     ):
         # --- Restore or initialise
-        state = saved.restore(with_shardings(abstract, shardings))
+        state = saved.restore(with_shardings(abstract, shardings), start_from.step(saved.steps()))
         if state is None:
             state = jax.jit(stage.init_state, out_shardings=shardings)(root_key, pretrained)
+        state = start_from.rekeyed(state)
         start = progress.step = int(state.step)
         on_change("running", start)
         progress.running = True
 
         writes = jax.process_index() == 0
-        with MetricsWriter(workdir, start, writes) as writer:
+        with (
+            MetricsWriter(workdir, start, writes) as writer,
+            Profile(workdir / "profile", profile_step) as profile,
+        ):
+            writer.tables(state, shardings)
             # --- Train
             stream = batches(start)
+            stop = Agreement(mesh)
+            clock = Clock(config.batch_size, step_flops, peak_flops(mesh.devices.flatten().tolist()))
             window: list[tuple[int, dict[str, jax.Array]]] = []
-            since = time.perf_counter()
             bar = tqdm(
                 range(start + 1, config.steps + 1),
                 initial=start,
@@ -112,34 +144,56 @@ def train(
                 disable=not writes,
             )
             for step in bar:
-                state, metrics = train_step(state, shard_batch(next(stream), mesh))
+                with clock.on("data"):
+                    batch = next(stream)
+                with jax.transfer_guard("disallow"), profile.of(step):
+                    rows = shard_batch(batch, mesh, config.batch_size)
+                    state, metrics = train_step(state, rows, stop.ask(stop_requested()))
                 progress.step = step
                 # The device computes this step while the host makes the next batch, not more:
                 # otherwise progress and signals would run ahead of the work.
                 jax.block_until_ready(window[-1:])
+                stopping = stop.agreed(stop_requested(), metrics.pop(ASKED))
                 window.append((step, metrics))
                 finished = step == config.steps
-                last = finished or stop_requested() or saved.preempted(step)
+                last = finished or stopping
                 saves = last or is_due(step, config.checkpoint_every)
 
                 if saves or is_due(step, config.log_every):  # the watchdog sees what is saved
-                    means = mean_metrics(jax.device_get(window))
-                    seconds = (time.perf_counter() - since) / len(window)
-                    writer.scalars(step, {**means, "seconds_per_step": seconds})
+                    means = _finite_means(window, cases_of)
+                    writer.scalars(step, {**means, **clock.read(len(window))})
                     bar.set_postfix(loss=f"{means['loss']:.4f}")
-                    window, since = [], time.perf_counter()
-                # A stop leaves little time: it is saved, not evaluated.
-                stopped = last and not finished
-                if held_out and not stopped and (last or is_due(step, config.eval_every)):
-                    writer.scalars(step, evaluate(eval_step, state, held_out, mesh))
-                if sample_images and not stopped and (last or is_due(step, config.sample_every)):
-                    writer.images(step, sample_images(state))
-                saved.check()  # that of an earlier step, in the background
-                if saves:
-                    saved.save(state)
+                    window = []
+                with clock.on("evaluate"):
+                    # A stop leaves little time: it is saved, not evaluated.
+                    stopped = last and not finished
+                    if held_out and not stopped and (last or is_due(step, config.eval_every)):
+                        found = evaluate(eval_step, state, held_out, mesh)
+                        writer.scalars(step, found)
+                        saved.evaluated(step, found["eval/loss"])
+                    if (
+                        sample_images
+                        and not stopped
+                        and (last or is_due(step, config.sample_every))
+                    ):
+                        writer.images(step, sample_images(state))
+                with clock.on("save"):
+                    saved.check()  # that of an earlier step, in the background
+                    if saves:
+                        saved.save(state)
                 if last:
                     break
     return state
+
+
+def _finite_means(
+    window: Sequence[tuple[int, dict[str, jax.Array]]], cases_of: Callable[[int], str]
+) -> dict[str, float]:
+    """Means of a window's metrics; what is not finite is told with the cases of its batch."""
+    try:
+        return mean_metrics(jax.device_get(window))
+    except NotFiniteError as error:
+        raise error.advised(cases_of(error.step - 1)) from None
 
 
 def fitting_mesh(config: LoopConfig) -> jax.sharding.Mesh:
@@ -155,37 +209,58 @@ def fitting_mesh(config: LoopConfig) -> jax.sharding.Mesh:
             f"loop.batch_size = {config.batch_size} cannot be split over data x fsdp = {shares} "
             "devices; change it or loop.mesh"
         )
+    if config.batch_size % (shares * config.micro_batches):
+        raise ConfigError(
+            f"loop.batch_size = {config.batch_size} cannot be split into loop.micro_batches = "
+            f"{config.micro_batches} x {shares} devices; change one of them"
+        )
     return mesh
 
 
-def jitted_train_step(stage: Stage, shardings: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-    """The compiled step (state, batch) -> (state one step later, metrics); the state is donated.
+def jitted_train_step(
+    stage: Stage, shardings: PyTree, mesh: jax.sharding.Mesh, spike_factor: float = 0.0
+) -> PyTree:
+    """The compiled step (state, batch, asked) -> (state one step later, metrics); the state is
+    donated.
 
-    shardings: of the state, from `state_shardings`.
+    Args:
+      shardings: of the state, from `state_shardings`.
+      spike_factor: see `gct_jax.training.spikes`.
+
+    asked: None, or `Agreement.ask`; the metrics then have its answer as `ASKED`.
     """
 
-    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        state, metrics = stage.train_step(state, batch, jax.random.fold_in(state.key, state.step))
-        return state.replace(step=state.step + 1), metrics
+    def step_fn(
+        state: TrainState, batch: Batch, asked: jax.Array | None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        after, metrics = stage.train_step(state, batch, key)
+        if spike_factor:
+            after = spikes.guarded(state, after, metrics["norm/gradient"], spike_factor)
+            metrics = {**metrics, "skipped_steps": after.spikes["skipped"]}
+        if asked is not None:
+            metrics = {**metrics, ASKED: jnp.any(asked)}
+        return after.replace(step=state.step + 1), metrics
 
     return jax.jit(
         step_fn,
-        in_shardings=(shardings, None),
+        in_shardings=(shardings, None, None),
         out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
 
 
 def evaluate(
-    eval_step: Callable, state: TrainState, held_out: Sequence[Batch], mesh: jax.sharding.Mesh
+    eval_step: Callable, state: TrainState, held_out: Sequence[HeldOut], mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
-    """Mean metrics over the held-out batches; batch i always draws from the same key."""
+    """Mean metrics over the rows that are held out; batch i always draws from the same key."""
     key = random_key(0)
     results = [
-        (i, eval_step(state, shard_batch(batch, mesh), jax.random.fold_in(key, i)))
-        for i, batch in enumerate(held_out)
+        (i, eval_step(state, shard_batch(batch, mesh, rows), jax.random.fold_in(key, i)))
+        for i, (rows, batch) in enumerate(held_out)
     ]
-    return {f"eval/{name}": value for name, value in mean_metrics(jax.device_get(results)).items()}
+    means = mean_metrics(jax.device_get(results), [rows for rows, _ in held_out])
+    return {f"eval/{name}": value for name, value in means.items()}
 
 
 def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
@@ -214,9 +289,12 @@ def _told(on_change: Callable[[str, int], None], steps: int) -> Iterator[_Progre
     progress = _Progress()
     try:
         yield progress
-    except BaseException:
+    except BaseException as error:
         if progress.running:
             with contextlib.suppress(GctError, OSError):  # such as the full disk that ended it
-                on_change("failed", progress.step)
+                if isinstance(error, NotFiniteError):
+                    on_change("diverged", error.step)
+                else:
+                    on_change("failed", progress.step)
         raise
     on_change("finished" if progress.step >= steps else "stopped", progress.step)

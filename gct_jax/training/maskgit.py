@@ -19,6 +19,7 @@ findings and reports but one mask: what the report does not explain is then the 
 cancels in the gradient of the text, and differing tokens may weigh more in (1).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from gct_jax.corruption import masking
 from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.micro_batches import in_micro_batches
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
@@ -101,44 +103,85 @@ def loss_fn(
         float32 [b, l, e] and 'text_mask' bool [b, l] may stand for 'text_ids'. 'token_mask' bool
         [b, t, h, w] is False for tokens that pad the end.
     """
-    ids = batch["token_ids"]
-    valid = batch.get("token_mask", jnp.ones(ids.shape, bool))
-    maskgit, critic = models(config)
+    ids, token_mask = batch["token_ids"], batch.get("token_mask")
+    valid = jnp.ones(ids.shape, bool) if token_mask is None else token_mask
     ratio_key, subset_key, drop_key, sample_key = jax.random.split(key, 4)
 
-    text, read = embedded_text(params, extra, config, batch)
     copies = 2 if config.maskgit.counterfactual_pairs else 1
     patients = ids.shape[0] // copies
     keep = jax.random.uniform(drop_key, (patients, 1)) >= text_drop
-    text_mask = read & jnp.repeat(keep, copies, axis=0)  # [b, l]
-
     ratio = masking.sample_mask_ratio(ratio_key, patients, config.maskgit.mask_levels or None)
     uniforms = row_uniforms(subset_key, (patients, *ids.shape[1:]))
     masked = jnp.repeat(masking.random_subset(uniforms, ratio, valid[::copies]), copies, axis=0)
-    masked_ids = jnp.where(masked, maskgit.num_tokens, ids)
-    token_mask = batch.get("token_mask")
-    logits = maskgit.apply({"params": params["maskgit"]}, masked_ids, text, text_mask, token_mask)
-    weight = masked
+    weight = masked.astype(jnp.float32)
     if config.maskgit.counterfactual_pairs:
         extra_weight = config.maskgit.counterfactual_weight
         weight = masked * counterfactual_pairs.difference_weight(ids, extra_weight)
-    loss = masking.masked_cross_entropy(logits, ids, weight)
-    right = jnp.sum((jnp.argmax(logits, -1) == ids) & masked) / masked.sum()
-    metrics = {"cross_entropy": loss, "accuracy": right, "masked_share": masked.sum() / valid.sum()}
 
-    if critic is not None:
-        drawn = masking.gumbel_argmax(
-            jax.lax.stop_gradient(logits), row_uniforms(sample_key, logits.shape), 1.0
-        )
-        judged = jnp.where(masked, drawn, ids)
-        variables = {name: {"params": tree} for name, tree in params.items()}
-        critic_variables = joined_variables(config.model, "critic", variables)
-        scores = critic.apply(critic_variables, judged, text, text_mask, token_mask)
-        labels = masking.critic_labels(judged, ids)
-        critic_loss = masking.critic_loss(scores, labels, valid)
-        metrics["critic"] = critic_loss
-        loss += config.maskgit.critic_weight * critic_loss
+    rows = {
+        "ids": ids,
+        "token_mask": token_mask,
+        "masked": masked,
+        "weight": weight,
+        "keep_text": jnp.repeat(keep, copies, axis=0),  # [b, 1]
+        "number": jnp.arange(ids.shape[0]),
+        **{name: array for name, array in batch.items() if name.startswith("text")},
+    }
+    sums = in_micro_batches(
+        functools.partial(row_sums, config, params, extra, sample_key), config.loop.micro_batches
+    )(rows)
+    loss = sums["cross_entropy"].sum() / jnp.maximum(weight.sum(), 1)
+    metrics = {
+        "cross_entropy": loss,
+        "accuracy": sums["right"].sum() / masked.sum(),
+        "masked_share": masked.sum() / valid.sum(),
+    }
+    if "critic" in sums:
+        metrics["critic"] = sums["critic"].sum() / jnp.maximum(valid.sum(), 1)
+        loss += config.maskgit.critic_weight * metrics["critic"]
     return loss, {"loss": loss, **metrics}
+
+
+def row_sums(
+    config: TrainConfig,
+    params: PyTree,
+    extra: PyTree,
+    sample_key: jax.Array,
+    rows: dict[str, Any],
+) -> Metrics:
+    """What the losses and the accuracy sum over the tokens of each row, float32 [b] by name.
+
+    Args:
+      sample_key: of the tokens that a critic judges.
+      rows: what `loss_fn` makes of a batch, or some rows of it; 'number' int32 [b] are their
+        numbers in it.
+    """
+    ids, masked, token_mask = rows["ids"], rows["masked"], rows["token_mask"]
+    maskgit, critic = models(config)
+    text, read = embedded_text(params, extra, config, rows)
+    text_mask = read & rows["keep_text"]  # [b, l]
+    masked_ids = jnp.where(masked, maskgit.num_tokens, ids)
+    logits = maskgit.apply({"params": params["maskgit"]}, masked_ids, text, text_mask, token_mask)
+    right = (jnp.argmax(logits, -1) == ids) & masked
+    sums = {
+        "cross_entropy": per_row(masking.token_losses(logits, ids) * rows["weight"]),
+        "right": per_row(right.astype(jnp.float32)),
+    }
+    if critic is None:
+        return sums
+    uniforms = row_uniforms(sample_key, logits.shape, rows["number"])
+    drawn = masking.gumbel_argmax(jax.lax.stop_gradient(logits), uniforms, 1.0)
+    judged = jnp.where(masked, drawn, ids)
+    variables = {name: {"params": tree} for name, tree in params.items()}
+    critic_variables = joined_variables(config.model, "critic", variables)
+    scores = critic.apply(critic_variables, judged, text, text_mask, token_mask)
+    losses = masking.critic_losses(scores, masking.critic_labels(judged, ids))
+    return sums | {"critic": per_row(losses if token_mask is None else losses * token_mask)}
+
+
+def per_row(values: jax.Array) -> jax.Array:
+    """Sums over all axes but the first."""
+    return values.sum(axis=tuple(range(1, values.ndim)))
 
 
 def embedded_text(

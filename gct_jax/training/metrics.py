@@ -2,17 +2,39 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 from PIL import Image
 from tensorboardX import SummaryWriter
 
 from gct_jax.errors import GctError
 from gct_jax.runtime.files import replace_when_done
+from gct_jax.training.overview import parameter_table, state_table
+from gct_jax.training.state import TrainState
+
+
+class NotFiniteError(GctError):
+    """A metric of a step is not finite."""
+
+    def __init__(self, name: str, value: float, step: int):
+        super().__init__(f"training stopped: {name} is {value} at step {step}")
+        self.step = step
+
+    def advised(self, cases: str) -> "NotFiniteError":
+        """The same with the batch's cases and what to do."""
+        batch = f" (its batch: {cases})" if cases else ""
+        self.args = (
+            f"{self}{batch}; run the same command again, and if it fails there again it goes back "
+            "to an earlier checkpoint by itself; or choose one by loop.resume_step, lower "
+            "optimizer.learning_rate, or set optimizer.spike_factor=10",
+        )
+        return self
 
 
 class MetricsWriter:
@@ -43,6 +65,14 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def tables(self, state: TrainState, shardings: PyTree) -> None:
+        """Print what a state is made of, and write each parameter's line to `parameters.txt`."""
+        if not self._active:
+            return
+        print(state_table(state, shardings), file=sys.stderr)
+        with replace_when_done(self._folder / "parameters.txt") as path:
+            path.write_text(parameter_table(state, shardings) + "\n", encoding="utf-8")
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Write uint8 images [height, width] or [height, width, 3] as PNG and to TensorBoard."""
@@ -84,18 +114,20 @@ def _step(line: str) -> Any:
         return None
 
 
-def mean_metrics(window: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:
-    """Mean of each metric over `window`, pairs (step, metrics).
+def mean_metrics(
+    window: Sequence[tuple[int, Mapping[str, Any]]], weights: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Mean of each metric over `window`, pairs (step, metrics); each counts as `weights` say.
 
     Raises:
-      GctError: a value that is not finite, with its name and step.
+      NotFiniteError: a value is not finite.
     """
     for step, metrics in window:
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise GctError(
-                    f"training stopped: {name} is {float(value)} at step {step}; "
-                    "resume from the last checkpoint with a lower learning rate"
-                )
+                raise NotFiniteError(name, float(value), step)
     names = window[-1][1]
-    return {name: float(np.mean([metrics[name] for _, metrics in window])) for name in names}
+    return {
+        name: float(np.average([metrics[name] for _, metrics in window], weights=weights))
+        for name in names
+    }

@@ -2,7 +2,8 @@
 
     config.json       the configuration, replaced by rename when a start has been checked
     provenance.json   identities of the networks and the vocabulary that the run was given
-    status.json       "running", "stopped", "finished" or "failed", at which step of how many
+    status.json       "running", "stopped", "finished", "diverged" or "failed", at which step of how
+                      many, and how often the run diverged at which step
     run.lock          one run at a time
     checkpoints/  metrics.jsonl  tensorboard/  samples/  tokenizer.model  data/
 
@@ -28,8 +29,10 @@ from gct_jax.provenance import (
 )
 from gct_jax.runtime.files import replace_files_when_done, replace_when_done
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.start import NEWEST, StartFrom
 
 STATUS = "status.json"
+FAILURES = 2  # at one step, after which a run goes back by itself
 # Fields that may differ when a run goes on: its length and rhythm, the devices and places, and what
 # training does not look at. Everything else changes the state or the order of the data.
 FREE_FIELDS = (
@@ -40,6 +43,8 @@ FREE_FIELDS = (
     "loop.checkpoint_every",
     "loop.keep_checkpoints",
     "loop.mesh",
+    "loop.micro_batches",
+    "loop.resume_step",
     "data.folder",
     "data.root",
     "data.reports",
@@ -137,8 +142,48 @@ def recorded_inputs(workdir: Path) -> dict[str, str]:
     return dict(read_provenance(workdir)[0].identities)
 
 
-def write_status(workdir: Path, state: str, step: int, steps: int) -> None:
-    """Replace `status.json`."""
+def start_from(workdir: Path, config: TrainConfig) -> StartFrom:
+    """Where a start in `workdir` goes on from: the step that the configuration names, if the run
+    that the folder records has not gone back to it already; or, after `FAILURES` at one step, an
+    earlier checkpoint than the newest."""
+    if not (workdir / "config.json").exists():
+        return StartFrom(exactly=config.loop.resume_step)
+    asked = config.loop.resume_step
+    if asked and asked != read_config(workdir).loop.resume_step:
+        return StartFrom(exactly=asked)
+    status = _read_status(workdir)
+    if max(status["diverged"].values(), default=0) < FAILURES:
+        return NEWEST
+    return StartFrom(before_newest=True, falls=status["falls"] + 1)
+
+
+def write_status(
+    workdir: Path, state: str, step: int, steps: int, start: StartFrom = NEWEST
+) -> None:
+    """Replace `status.json`.
+
+    start: where this start went on from.
+    """
+    earlier = _read_status(workdir)
+    diverged: dict[str, int] = earlier["diverged"]
+    if state == "running" and start != NEWEST:  # another way, whose failures are its own
+        diverged = {}
+    if state in ("finished", "stopped"):
+        diverged = {at: count for at, count in diverged.items() if int(at) > step}
+    if state == "diverged":
+        diverged[str(step)] = diverged.get(str(step), 0) + 1
+    content = {"state": state, "step": step, "steps": steps}
+    more = {"diverged": diverged, "falls": max(earlier["falls"], start.falls)}
     with replace_when_done(workdir / STATUS) as path:
-        content = {"state": state, "step": step, "steps": steps}
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        written = content | {name: value for name, value in more.items() if value}
+        path.write_text(json.dumps(written) + "\n", encoding="utf-8")
+
+
+def _read_status(workdir: Path) -> dict[str, Any]:
+    """{"diverged": {step: how often}, "falls": how often the run went back by itself}."""
+    try:
+        found = json.loads((workdir / STATUS).read_text(encoding="utf-8"))
+        diverged = {str(int(at)): int(count) for at, count in found.get("diverged", {}).items()}
+        return {"diverged": diverged, "falls": int(found.get("falls", 0))}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {"diverged": {}, "falls": 0}

@@ -4,6 +4,10 @@ import jax
 from flax import struct
 from jaxtyping import PyTree
 
+from gct_jax.training.spikes import Record, new_record
+
+TREES = ("params", "ema", "opt_state", "extra")  # of a state: component -> its arrays
+
 
 class TrainState(struct.PyTreeNode):
     """Everything a resumed run needs.
@@ -16,6 +20,7 @@ class TrainState(struct.PyTreeNode):
       ema: averaged copy of the networks that ship.
       opt_state: one optax state per trained network or group.
       extra: arrays without a gradient: CT-ViT's codebook, frozen text encoder.
+      spikes: the gradient norms so far, see `gct_jax.training.spikes`.
     """
 
     step: jax.Array
@@ -24,3 +29,4 @@ class TrainState(struct.PyTreeNode):
     ema: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     extra: dict[str, PyTree]
+    spikes: Record = struct.field(default_factory=new_record)

@@ -22,6 +22,7 @@ from gct_jax.components import build_component, init_component
 from gct_jax.corruption.elucidated import draw_sigma
 from gct_jax.corruption.low_res import noised_low_res
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.micro_batches import in_micro_batches
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
@@ -110,8 +111,13 @@ def loss_fn(
         "keep_text": jax.random.uniform(keys[3], (slices,)) >= text_drop,
     }
 
+    network = in_micro_batches(
+        lambda x, level, inputs: unet.apply({"params": params}, x, level, **inputs),
+        config.loop.micro_batches,
+    )
+
     def apply(x: jax.Array, level: jax.Array, **inputs: Any) -> jax.Array:
-        prediction: jax.Array = unet.apply({"params": params}, x, level, **inputs)
+        prediction: jax.Array = network(x, level, inputs)
         return prediction
 
     time_key, self_key = jax.random.split(keys[4])

@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 from gct_jax.components import build_component, init_component
 from gct_jax.models.attribute_reader import AttributeReader
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.micro_batches import in_micro_batches
 from gct_jax.training.optimizer import (
     apply_gradients,
     learning_rate,
@@ -69,7 +70,10 @@ def loss_fn(
     """
     text_ids, attributes = batch["text_ids"], batch["attributes"]
     t5: Any = build_component(config.model, "t5", config.dtype)
-    text = t5.apply({"params": params["t5"]}, text_ids)  # [b, l, e]
+    embed = in_micro_batches(
+        lambda ids: t5.apply({"params": params["t5"]}, ids), config.loop.micro_batches
+    )
+    text = embed(text_ids)  # [b, l, e]
     read: Any = reader(config).apply({"params": params["reader"]}, text, text_ids > 0)
     stated = attributes >= 0
     count = jnp.maximum(stated.sum(), 1)

@@ -151,14 +151,14 @@ def stream_shards(root: Path, kind: str, items: int) -> dict:
 
 def _loader(folder: Path, kind: str, batch: int = BATCH) -> Iterator[Any]:
     from data_pipelines.batch_plan import BatchPlan
-    from data_pipelines.loader import token_view, training_stream, volume_view
+    from data_pipelines.loader import stream, token_view, volume_view
     from data_pipelines.shard_reader import RecordReader, ShardFolder
 
     records = ShardFolder(str(folder)).split("train")
     view = volume_view(False) if kind == "volumes" else token_view(0, CODES, 0, False, False)
     hold = int(2e9) if kind == "tokens" else 0
     plan = BatchPlan([records.depths], (), batch, 0)
-    return training_stream([RecordReader(records, hold)], view, plan, batch, 0)
+    return stream([RecordReader(records, hold)], view, plan.rows, batch)
 
 
 def stream_grain(root: Path, kind: str, items: int) -> dict | None:
@@ -245,13 +245,14 @@ def training_step(root: Path) -> dict:
 
     config = override(ctvit(), ["ctvit.counterfactual_pairs=False"])
     stage, mesh = make_stage(config), make_mesh((1, 1, 1))
+    rows = config.loop.batch_size
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(stage.init_state, random_key(0), {})
         step = jitted_train_step(stage, state_shardings(abstract, mesh), mesh)
         state = jax.jit(stage.init_state)(random_key(0), {})
-        batches = _loader(demo_shards(root), "volumes", config.loop.batch_size)
+        batches = _loader(demo_shards(root), "volumes", rows)
         fixed = next(batches)
-        state, _ = step(state, shard_batch(fixed, mesh))
+        state, _ = step(state, shard_batch(fixed, mesh, rows), None)
         seconds: dict[str, list[float]] = {"fixed": [], "streamed": [], "waiting": []}
         for turn in range(6):
             kind = "fixed" if turn % 2 else "streamed"
@@ -259,7 +260,7 @@ def training_step(root: Path) -> dict:
                 start = time.perf_counter()
                 batch = fixed if kind == "fixed" else next(batches)
                 waited = time.perf_counter() - start
-                state, metrics = step(state, shard_batch(batch, mesh))
+                state, metrics = step(state, shard_batch(batch, mesh, rows), None)
                 jax.block_until_ready(metrics)
                 seconds[kind].append(time.perf_counter() - start)
                 if kind == "streamed":

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 
 from gct_jax.components import abstract_variables
 from gct_jax.config import ModelConfig
+from gct_jax.flops import count_flops
 from gct_jax.interop.generatect.files import LAYOUTS
 from gct_jax.sampling.cascade import model_token_grid
 from launch.benchmark.cases import TEXT_TOKENS, Case
-from launch.benchmark.flops import count_flops
 from launch.benchmark.ours import abstract_call
 
 SEED = 0

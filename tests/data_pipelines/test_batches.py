@@ -32,11 +32,9 @@ def test_no_batch_holds_a_case_twice():
         assert len(set(chosen)) == 4 and set(chosen) <= set(range(6))
 
 
-@pytest.mark.parametrize("step", [0, 7])
-def test_processes_share_the_global_batch(step):
-    whole = batches.batch_cases(1, step, 8, 30)
-    shares = [batches.batch_cases(1, step, 8, 30, (index, 4)) for index in range(4)]
-    assert [case for share in shares for case in share] == whole
+def test_rows_of_a_batch_are_its_cases_each_with_its_copies():
+    rows = batches.rows_of([7, 3, 9], [5, 0, 1], copies=2)
+    assert rows == [(5, 9, 1), (0, 7, 0), (1, 7, 1)]
 
 
 def test_stream_started_later_continues_the_same_sequence():
@@ -88,21 +86,29 @@ def test_pool_of_another_version_is_refused(tmp_path):
         shards.Writing(tmp_path, 2)(("a",), lambda case: (np.full((4, 4), case + 9, np.int16),), {})
 
 
-def test_slices_of_a_batch_belong_together():
+def test_slices_of_a_batch_belong_together_and_do_not_depend_on_the_process():
     low = {
         case: np.full((4, 2, 2), 100 * case, np.int16) + np.arange(4)[:, None, None]
         for case in range(3)
     }
     high = {case: np.kron(array, np.ones((1, 2, 2), np.int16)) for case, array in low.items()}
-    batch = batches.slice_batch(
-        SOURCE,
-        low.__getitem__,
-        high.__getitem__,
-        lambda texts: np.zeros((len(texts), 5), np.int32),
-        0,
-        4,
-        [2, 0],
-    )
+
+    def make(numbers, step=4):
+        return batches.slice_batch(
+            SOURCE,
+            low.__getitem__,
+            high.__getitem__,
+            lambda texts: np.zeros((len(texts), 5), np.int32),
+            0,
+            step,
+            batches.rows_of([2, 0], numbers),
+        )
+
+    batch = make([0, 1])
+    for number in range(2):
+        for name, array in make([number]).items():
+            np.testing.assert_array_equal(array[0], batch[name][number])
+    assert len({float(make([0], step)["low_res"][0, 0, 0, 0]) for step in range(20)}) == 4
     assert batch["low_res"].shape == (2, 2, 2, 1) and batch["high_res"].shape == (2, 4, 4, 1)
     np.testing.assert_array_equal(batch["low_res"][:, 0, 0], batch["high_res"][:, -1, -1])
     assert batch["low_res"][0, 0, 0, 0] == pytest.approx(0.2, abs=0.004)

@@ -20,7 +20,7 @@ from data_pipelines import ledger, volume_shards  # noqa: E402
 from data_pipelines.batch_plan import BatchPlan, Row  # noqa: E402
 from data_pipelines.cases import pseudonym  # noqa: E402
 from data_pipelines.folder import FolderSource  # noqa: E402
-from data_pipelines.loader import stream, training_stream, volume_view  # noqa: E402
+from data_pipelines.loader import stream, volume_view  # noqa: E402
 from data_pipelines.preparation import listing_identity  # noqa: E402
 from data_pipelines.shard_reader import RecordReader, ShardFolder  # noqa: E402
 from gct_jax.errors import ConfigError, GctError, InputError  # noqa: E402
@@ -243,7 +243,7 @@ def reader(folder, **options):
 def test_the_stream_is_the_plan(prepared, hold):
     records, read = reader(prepared, hold_bytes=hold)
     plan = BatchPlan([records.depths], (), 4, seed=2)
-    batches = training_stream([read], volume_view(False), plan, 4, start=1)
+    batches = stream([read], volume_view(False), plan.rows, 4, start=1)
     view = volume_view(False)
     for step in (1, 2, 3, 4):
         batch = next(batches)["volume"]
@@ -260,15 +260,19 @@ def test_a_later_start_and_several_hosts_give_the_same_batches(prepared):
     records, read = reader(prepared)
     plan = BatchPlan([records.depths], (), 4, seed=2)
 
-    def collect(start, process=(0, 1), count=3):
-        batches = training_stream([read], volume_view(False), plan, 4, start, process)
+    def collect(start, own=range(4), count=3):
+        def rows_of(step):
+            return [plan.rows(step)[number] for number in own]
+
+        batches = stream([read], volume_view(False), rows_of, len(own), start)
         return [next(batches)["volume"] for _ in range(count)]
 
     whole = collect(0, count=6)
     np.testing.assert_array_equal(collect(3), whole[3:])
-    shares = [collect(0, (index, 2), 6) for index in range(2)]
+    shares = [collect(0, own, 6) for own in ([0, 3], [1, 2])]
     for step, batch in enumerate(whole):
-        np.testing.assert_array_equal(np.concatenate([s[step] for s in shares]), batch)
+        np.testing.assert_array_equal(shares[0][step], batch[[0, 3]])
+        np.testing.assert_array_equal(shares[1][step], batch[[1, 2]])
 
 
 def test_depths_are_padded_and_masked(cts, tmp_path):
@@ -278,7 +282,7 @@ def test_depths_are_padded_and_masked(cts, tmp_path):
     records, read = reader(folder)
     assert set(records.depths) == {7, 9}
     plan = BatchPlan([records.depths], (), 2, seed=0)
-    batches = training_stream([read], volume_view(True), plan, 2, 0)
+    batches = stream([read], volume_view(True), plan.rows, 2)
     shapes = set()
     for _ in range(12):
         batch = next(batches)

@@ -16,10 +16,10 @@ from PIL import Image
 from tiny_model import quick_compilation
 
 from gct_jax.errors import InputError
+from gct_jax.flops import count_flops
 from launch.benchmark import __main__ as command
 from launch.benchmark.cases import CEILING, SIZES, choose
 from launch.benchmark.chart import KILLED, OURS, PEER, draw, save_chart
-from launch.benchmark.flops import count_flops
 from launch.benchmark.measure import forget_peak, measure, peak_bytes
 from launch.benchmark.ours import abstract_call, load_call
 from launch.benchmark.prepare import input_file, input_shapes, prepare, weight_file

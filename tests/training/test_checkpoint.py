@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from line_stage import RULES, init_state, leaves, run
+from line_stage import RULES, batch_of, init_state, leaves, run
 
 from gct_jax import sharding
 from gct_jax.errors import GctError
@@ -16,7 +16,7 @@ from gct_jax.random_keys import random_key
 from gct_jax.training import checkpoint
 from gct_jax.training.checkpoint import Checkpoints, read_items
 from gct_jax.training.checksums import checksum, tree_checksums
-from gct_jax.training.loop import with_shardings
+from gct_jax.training.loop import HeldOut, with_shardings
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "PARAMETER_RULES", RULES)
-        state = run(folder)
+        state = run(folder, held_out=[HeldOut(8, batch_of(99))])
     return folder, leaves(state)
 
 
