@@ -184,4 +184,3 @@ def global_array(
     parts = [part(index) for index in places.values() if index is not None]
     placed = jax.device_put(parts, list(places))
     return jax.make_array_from_single_device_arrays(shape, sharding, placed)
-

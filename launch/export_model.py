@@ -14,12 +14,13 @@ from typing import Any
 
 from gct_jax.runtime.exit_codes import exit_code
 from launch.extras import require_extras
+from launch.options import folder_option
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="launch.export_model", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", type=folder_option)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--weights", default="float16", choices=("float16", "bfloat16", "float32"))
     parser.add_argument(
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export(
-    folders: list[Path], out: Path, weight_dtype: str, allow_unfinished: bool = False
+    folders: list[Any], out: Path, weight_dtype: str, allow_unfinished: bool = False
 ) -> None:
     """Write the model folder `out`; components that no folder has are absent from it.
 

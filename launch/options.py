@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gct_jax.errors import ConfigError
 
@@ -26,7 +26,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="networks",
         action="append",
-        type=Path,
+        type=folder_option,
         default=[],
         metavar="FOLDER",
         help="training or model folder of an earlier stage; may be given several times",
@@ -36,6 +36,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take networks of a --from run that has not reached its last step",
     )
+
+
+def folder_option(text: str) -> Any:
+    """A folder of the command line, on a disk or in an object store."""
+    from gct_jax.runtime.storage import folder
+
+    try:
+        return folder(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def chosen_components(options: argparse.Namespace) -> "Components":

@@ -29,6 +29,7 @@ from launch.extras import require_extras
 from launch.options import add_config_options, load_config, prepare_command
 
 if TYPE_CHECKING:
+    from gct_jax.runtime.storage import WorkFolder
     from gct_jax.training.config import TrainConfig
     from gct_jax.training.stages import Components
     from launch.arrays import Cases
@@ -56,7 +57,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line."""
     parser = argparse.ArgumentParser(prog="launch.train", description="Train one stage.")
     add_config_options(parser)
-    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--workdir", required=True, help="on a disk, or gs://BUCKET/...")
     parser.add_argument(
         "--multi-host",
         nargs="?",
@@ -89,21 +90,25 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
 
     with deferred():
+        import jax
+
         from gct_jax.runtime.cluster import join, require_common_folder, together
         from gct_jax.runtime.numerics import fix_numerics, prepare_jax
+        from gct_jax.runtime.storage import WorkFolder
         from gct_jax.training.run_folder import check_resume, run_inputs
 
     fix_numerics("launch.train")
     if options.multi_host is not None:
         join(options.multi_host)
     prepare_jax("launch.train")
-    require_common_folder(options.workdir)
+    work = together(lambda: WorkFolder(options.workdir, writes=jax.process_index() == 0))
+    require_common_folder(work.place)
     config, components, cases = together(lambda: opened(options, config))
     inputs = run_inputs(config, components.provenance)
-    with contextlib.ExitStack() as held:
-        together(lambda: held.enter_context(alone_in(options.workdir)))
-        together(lambda: check_resume(options.workdir, config, inputs, options.accept_changes))
-        step = train_in(options, config, components, inputs, cases)
+    with work.named(), contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(alone_in(work)))
+        together(lambda: check_resume(work.local, config, inputs, options.accept_changes))
+        step = train_in(work, options, config, components, inputs, cases)
     if step < config.loop.steps:
         raise UnfinishedError(
             f"stopped at step {step} of {config.loop.steps} and saved; "
@@ -138,16 +143,20 @@ def opened(
     return config, components, check_data(config, components, prepare_command(options))
 
 
-def alone_in(workdir: Path) -> contextlib.AbstractContextManager:
+def alone_in(work: "WorkFolder") -> contextlib.AbstractContextManager:
     """The folder's lock, which the first process takes for all."""
     import jax
 
-    from gct_jax.runtime.lock import locked
+    from gct_jax.runtime.lock import leased, locked
+    from gct_jax.runtime.storage import is_remote
 
-    return locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    if jax.process_index():
+        return contextlib.nullcontext()
+    return leased(work.place) if is_remote(work.place) else locked(work.local)
 
 
 def train_in(
+    work: "WorkFolder",
     options: argparse.Namespace,
     config: "TrainConfig",
     components: "Components",
@@ -169,7 +178,7 @@ def train_in(
     from launch.data import stage_data
     from launch.samples import SAMPLERS, sample_function
 
-    workdir, stage = options.workdir, make_stage(config)
+    workdir, stage = work.local, make_stage(config)
     own_rows = functools.partial(process_rows, fitting_mesh(config.loop))
     data = together(
         lambda: stage_data(config, cases, workdir, components, prepare_command(options), own_rows)
@@ -181,6 +190,7 @@ def train_in(
             if status == "running":
                 record_run(workdir, config, inputs)
             write_status(workdir, status, step, config.loop.steps, start)
+            work.publish(now=True)
 
     draws = config.stage in SAMPLERS
     state = train(
@@ -197,6 +207,8 @@ def train_in(
         step_flops=model_flops(config, components, data),
         profile_step=options.profile,
         start_from=start,
+        checkpoints=work.place / "checkpoints",
+        on_files=work.publish,
     )
     return int(state.step)
 

@@ -7,7 +7,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -73,7 +72,7 @@ def on_any_process(answer: bool) -> bool:
     return any(_gathered("yes" if answer else ""))
 
 
-def require_common_folder(folder: Path) -> None:
+def require_common_folder(folder: Any) -> None:
     """Raise ConfigError unless all processes see the same folder."""
     if jax.process_count() == 1:
         return
@@ -98,19 +97,19 @@ def require_common_folder(folder: Path) -> None:
         )
 
 
-def _write(path: Path) -> None:
+def _write(path: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text("")
     except OSError as error:
-        raise ConfigError(f"cannot write into {path.parent}: {error.strerror}") from None
+        raise ConfigError(f"cannot write into {path.parent}: {error.strerror or error}") from None
 
 
-def _appears(path: Path) -> bool:
+def _appears(path: Any) -> bool:
     limit = time.monotonic() + COMMON_FOLDER_SECONDS
     while time.monotonic() < limit:
         try:
-            if path.name in os.listdir(path.parent):
+            if any(found.name == path.name for found in path.parent.iterdir()):
                 return True
         except OSError:
             pass

@@ -5,9 +5,11 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
@@ -66,9 +68,50 @@ def locked(
         lease.release()
 
 
-def _holder(path: Path) -> dict:
+@contextlib.contextmanager
+def leased(folder: Any) -> Iterator[None]:
+    """The same for a folder in an object store, which knows no locks: its holder writes the time
+    into `folder/run.lock.holder` again and again. Two that start within the same second are not
+    told apart.
+
+    Raises:
+      GctError: another holder has written within the last `LEASE_SECONDS`.
+    """
+    path = folder / f"{FILE_NAME}.holder"
+    found = _holder(path)
+    age = time.time() - float(found.get("time", 0))
+    if age < LEASE_SECONDS:
+        raise GctError(
+            f"{folder} is in use by process {found.get('process', '?')} on "
+            f"{found.get('host', 'an unknown host')}, seen {max(age, 0):.0f} s ago; wait half a "
+            "minute, stop it, or choose another folder"
+        )
+    ended = threading.Event()
+
+    def write() -> None:
+        mine = {"host": platform.node(), "process": os.getpid(), "time": time.time()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine) + "\n")
+
+    def refresh() -> None:
+        while not ended.wait(LEASE_SECONDS / 3):
+            with contextlib.suppress(Exception):  # the next one may succeed
+                write()
+
+    write()
+    thread = threading.Thread(target=refresh, daemon=True)
+    thread.start()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _holder(path: Any) -> dict:
+    try:
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -11,7 +11,6 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +21,7 @@ import orbax.checkpoint as ocp
 from gct_jax.errors import ConfigError, GctError
 from gct_jax.random_keys import wrapped_key
 from gct_jax.runtime.cluster import on_any_process
+from gct_jax.runtime.storage import is_remote
 from gct_jax.training.checksums import forest_checksums, tree_shapes
 from gct_jax.training.retention import LatestAndTrusted, Trust
 from gct_jax.training.spikes import new_record
@@ -44,8 +44,8 @@ class Checkpoints:
     Every process of a multi-host run must make every call; only one run may use a folder.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self._folder = folder.absolute()
+    def __init__(self, folder: Any, keep: int = 2):
+        self._folder = folder if is_remote(folder) else folder.absolute()
         self._trust = Trust()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=LatestAndTrusted(keep, self._trust), cleanup_tmp_directories=True
@@ -211,7 +211,7 @@ def with_items(state: TrainState, items: dict[str, Any]) -> TrainState:
     return state.replace(**trees)
 
 
-def read_items(folder: Path, abstract: TrainState, names: Collection[str]) -> TrainState:
+def read_items(folder: Any, abstract: TrainState, names: Collection[str]) -> TrainState:
     """The items `names` of the newest whole checkpoint, and its step.
 
     Nothing in `folder` is changed, so a run may be saving there.
@@ -227,7 +227,8 @@ def read_items(folder: Path, abstract: TrainState, names: Collection[str]) -> Tr
     trees = {name: tree for name, tree in state_items(abstract).items() if name in names}
     with _quiet():
         options = ocp.CheckpointManagerOptions(read_only=True)
-        manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        place = folder if is_remote(folder) else folder.absolute()
+        manager = ocp.CheckpointManager(place, options=options)
     try:
         found = _newest_whole(manager, trees, lambda step: "an earlier one is read")
     finally:

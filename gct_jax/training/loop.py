@@ -72,6 +72,8 @@ def train(
     step_flops: float | None = None,
     profile_step: int = 0,
     start_from: StartFrom = NEWEST,
+    checkpoints: Any = None,
+    on_files: Callable[[bool], None] = lambda now: None,
 ) -> TrainState:
     """Train to `config.steps`, starting from the newest whole checkpoint in `workdir` if there is
     one.
@@ -90,6 +92,8 @@ def train(
       step_flops: operations of a step on all devices together, for the metrics.
       profile_step: steps from here on are profiled into `workdir/profile`; 0: none.
       start_from: an earlier checkpoint than the newest.
+      checkpoints: where they lie, if not in `workdir`, as in an object store.
+      on_files: told when files in `workdir` have changed, and whether that matters now.
 
     Returns:
       The state at `config.steps`, or earlier if a signal to any process asked to stop; it is on
@@ -113,7 +117,7 @@ def train(
         jax.set_mesh(mesh),
         _told(on_change, config.steps) as progress,
         stop_requests() as stop_requested,
-        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as saved,
+        Checkpoints(checkpoints or workdir / "checkpoints", config.keep_checkpoints) as saved,
     ):
         # --- Restore or initialise
         state = saved.restore(with_shardings(abstract, shardings), start_from.step(saved.steps()))
@@ -133,7 +137,9 @@ def train(
             # --- Train
             stream = batches(start)
             stop = Agreement(mesh)
-            clock = Clock(config.batch_size, step_flops, peak_flops(mesh.devices.flatten().tolist()))
+            clock = Clock(
+                config.batch_size, step_flops, peak_flops(mesh.devices.flatten().tolist())
+            )
             window: list[tuple[int, dict[str, jax.Array]]] = []
             bar = tqdm(
                 range(start + 1, config.steps + 1),
@@ -181,6 +187,7 @@ def train(
                     saved.check()  # that of an earlier step, in the background
                     if saves:
                         saved.save(state)
+                    on_files(last)
                 if last:
                     break
     return state

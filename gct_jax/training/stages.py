@@ -16,6 +16,7 @@ from gct_jax.errors import ConfigError
 from gct_jax.model_folder import load_model
 from gct_jax.provenance import TOKENIZER, Provenance, bytes_identity, identity, require_fit
 from gct_jax.random_keys import random_key
+from gct_jax.runtime.storage import fetched
 from gct_jax.sharding import make_mesh, state_shardings
 from gct_jax.training.checkpoint import read_items
 from gct_jax.training.config import TrainConfig
@@ -47,41 +48,44 @@ def make_stage(config: TrainConfig) -> Stage:
     )
 
 
-def load_components(folder: Path, allow_unfinished: bool = False) -> Components:
+def load_components(folder: Any, allow_unfinished: bool = False) -> Components:
     """Trained networks of a training folder (averaged weights of its newest whole checkpoint) or of
     a model folder.
 
     Args:
-      folder: is only read; a run may be saving there.
+      folder: a `Path` or what `gct_jax.runtime.storage.folder` gives; it is only read, and a run
+        may be saving there.
       allow_unfinished: take a run that has not reached its last step as it is.
 
     Raises:
       GctError: the folder is neither, has no checkpoint yet, or its run is unfinished.
     """
-    if not (folder / "checkpoints").is_dir():
-        model = load_model(folder)
-        variables = {name: model.variables(name) for name in present_components(model.config)}
-        tokenizer = model.tokenizer.model_bytes if model.tokenizer else None
-        return Components(model.config, variables, tokenizer, model.provenance)
-    config = read_config(folder)
-    trained, step = _read_trained(folder, config)
-    if step < config.loop.steps and not allow_unfinished:
-        raise ConfigError(
-            f"{folder} is at step {step} of {config.loop.steps}; run its launch.train command "
-            "again to finish it, or take it as it is with --allow-unfinished"
-        )
-    path = folder / "tokenizer.model"
-    tokenizer = path.read_bytes() if path.exists() else None
-    return Components(config.model, trained, tokenizer, _provenance(folder, trained, tokenizer))
+    with fetched(folder) as local:
+        if not (folder / "checkpoints").is_dir():
+            model = load_model(local)
+            variables = {name: model.variables(name) for name in present_components(model.config)}
+            tokenizer = model.tokenizer.model_bytes if model.tokenizer else None
+            return Components(model.config, variables, tokenizer, model.provenance)
+        config = read_config(local)
+        trained, step = _read_trained(folder / "checkpoints", config)
+        if step < config.loop.steps and not allow_unfinished:
+            raise ConfigError(
+                f"{folder} is at step {step} of {config.loop.steps}; run its launch.train command "
+                "again to finish it, or take it as it is with --allow-unfinished"
+            )
+        path = local / "tokenizer.model"
+        tokenizer = path.read_bytes() if path.exists() else None
+        provenance = _provenance(local, trained, tokenizer)
+        return Components(config.model, trained, tokenizer, provenance)
 
 
-def _read_trained(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], int]:
+def _read_trained(checkpoints: Any, config: TrainConfig) -> tuple[dict[str, Any], int]:
     module = stage_module(config)
     given: dict[str, Any] = {"vgg16": {}}  # which is trained against, never shipped
     abstract = jax.eval_shape(make_stage(config).init_state, random_key(0), given)
     mesh = make_mesh((1, 1, 1), jax.local_devices()[:1])
     placed = with_shardings(abstract, state_shardings(abstract, mesh))
-    state = read_items(folder / "checkpoints", placed, module.shipped_items(config))
+    state = read_items(checkpoints, placed, module.shipped_items(config))
     return jax.device_get(module.trained_components(config, state)), int(state.step)
 
 
@@ -101,7 +105,7 @@ def _provenance(folder: Path, trained: dict[str, Any], tokenizer: bytes | None) 
 
 def join_components(
     config: ModelConfig | None,
-    folders: Sequence[Path],
+    folders: Sequence[Any],
     *,
     allow_unfinished: bool = False,
     accept_mismatch: bool = False,

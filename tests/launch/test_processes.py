@@ -9,39 +9,31 @@ import pytest
 from processes import Group, metrics, saved_sums, wait_for_step
 from tiny_model import quick_compilation
 
-from launch import prepare, train
+from launch import train
 
 pytestmark = pytest.mark.long
-CTVIT = ["--config", "configs/tiny.py:ctvit"]
-STEPS = ["loop.steps=8", "loop.log_every=1", "loop.eval_every=4", "loop.checkpoint_every=2"]
-# Small updates, lest rounding chooses another code for a token that lies between two.
-STEPS += ["optimizer.learning_rate=1e-4"]
-# A mesh with a tensor axis across the processes: both hold every row.
-ACROSS = ["loop.mesh=[1, 1, 4]", "data.held_out=10"]
+# The stage that compiles fastest; launch.studies.meshes and kills go through the others. With a
+# tensor axis across the processes both hold every row.
+ARGUMENTS = [
+    *("--config", "configs/tiny.py:t5", "loop.mesh=[1, 1, 4]", "data.held_out=10"),
+    *("loop.steps=8", "loop.log_every=1", "loop.eval_every=4", "loop.checkpoint_every=2"),
+]
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
-    """A command but for its workdir, on prepared cases."""
-    pool = tmp_path_factory.mktemp("prepared") / "pool"
-    assert prepare.main([*CTVIT, "--out", str(pool)]) == 0
-    return [*CTVIT, *STEPS, *ACROSS, f"data.folder={pool}"]
-
-
-@pytest.fixture(scope="module")
-def alone(arguments, tmp_path_factory):
+def alone(tmp_path_factory):
     """What one process on one device logs."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     with quick_compilation():
-        assert train.main([*arguments, "--workdir", str(workdir), "loop.mesh=[1, 1, 1]"]) == 0
+        assert train.main([*ARGUMENTS, "--workdir", str(workdir), "loop.mesh=[1, 1, 1]"]) == 0
     return losses(workdir)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(arguments, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The folder of a run of two processes that nothing happened to."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    codes, said = Group([*arguments, "--workdir", str(workdir)]).wait()
+    codes, said = Group([*ARGUMENTS, "--workdir", str(workdir)]).wait()
     assert codes == [0, 0], said
     return workdir
 
@@ -57,13 +49,10 @@ def losses(workdir):
 
 def test_two_processes_log_the_losses_of_one_device(alone, undisturbed):
     assert losses(undisturbed) == pytest.approx(alone, rel=1e-4)
-    assert {path.name for path in (undisturbed / "samples").iterdir()} == {
-        f"0000008_{window}.png" for window in ("raw", "lung", "mediastinal")
-    }
 
 
-def test_a_signal_to_one_stops_both_at_the_same_step(arguments, undisturbed, tmp_path):
-    command = [*arguments, "--workdir", str(tmp_path)]
+def test_a_signal_to_one_stops_both_at_the_same_step(undisturbed, tmp_path):
+    command = [*ARGUMENTS, "--workdir", str(tmp_path)]
     group = Group(command)
     wait_for_step(tmp_path, 3)
     group.signal(1, signal.SIGINT)
@@ -78,9 +67,9 @@ def test_a_signal_to_one_stops_both_at_the_same_step(arguments, undisturbed, tmp
     assert losses(tmp_path) == losses(undisturbed)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_loss_is_told_in_a_line_and_the_run_goes_on_elsewhere(arguments, alone, tmp_path, victim):
-    command = [*arguments, "--workdir", str(tmp_path)]
+@pytest.mark.parametrize("victim", [0])
+def test_a_loss_is_told_in_a_line_and_the_run_goes_on_elsewhere(alone, tmp_path, victim):
+    command = [*ARGUMENTS, "--workdir", str(tmp_path)]
     group = Group(command)
     wait_for_step(tmp_path, 5)
     group.kill_child(victim)
@@ -98,8 +87,8 @@ def test_a_loss_is_told_in_a_line_and_the_run_goes_on_elsewhere(arguments, alone
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-4)
 
 
-def test_hosts_without_a_common_folder_are_refused_at_once(arguments, tmp_path):
-    group = Group(arguments, workdirs=[tmp_path / "a", tmp_path / "b"])
+def test_hosts_without_a_common_folder_are_refused_at_once(tmp_path):
+    group = Group(ARGUMENTS, workdirs=[tmp_path / "a", tmp_path / "b"])
     codes, said = group.wait(90)
     assert codes == [2, 2], said
     for text in said:
@@ -107,9 +96,9 @@ def test_hosts_without_a_common_folder_are_refused_at_once(arguments, tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
 
 
-def test_what_one_refuses_all_refuse(arguments, undisturbed, tmp_path):
+def test_what_one_refuses_all_refuse(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
-    command = [*arguments, "--workdir", str(tmp_path / "run"), "loop.seed=7"]
+    command = [*ARGUMENTS, "--workdir", str(tmp_path / "run"), "loop.seed=7"]
     codes, said = Group(command).wait(90)
     assert codes == [2, 2]
     for text in said:
