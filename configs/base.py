@@ -19,7 +19,8 @@ shows that everything runs and teaches nothing about patients. CTs come from `da
     python -m launch.prepare --config configs/base.py:ctvit --out out/base/data data.source=...
 
 and a stage gets `data.folder=out/base/data` with the same `data.source`. On several hosts the
-phantom is prepared too; add `--multi-host` and for instance `loop.mesh=[-1, 4, 2]`.
+phantom is prepared too; `launch/cluster/README.md` has the commands. Updates whose gradient is ten
+times as large as usual are skipped and counted.
 """
 
 from gct_jax.config import ModelConfig
@@ -46,7 +47,9 @@ def ctvit() -> TrainConfig:
     return TrainConfig(
         stage="ctvit",
         model=model(),
-        optimizer=OptimizerConfig(learning_rate=3e-5, clip_norm=0.5, ema_decay=0.9999),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-5, clip_norm=0.5, ema_decay=0.9999, spike_factor=10.0
+        ),
         loop=LoopConfig(
             steps=100_000, batch_size=4, eval_every=1000, sample_every=1000, checkpoint_every=1000
         ),
@@ -63,7 +66,11 @@ def maskgit() -> TrainConfig:
         stage="maskgit",
         model=model(),
         optimizer=OptimizerConfig(
-            learning_rate=3e-5, warmup_steps=10_000, schedule="cosine", clip_norm=2.0
+            learning_rate=3e-5,
+            warmup_steps=10_000,
+            schedule="cosine",
+            clip_norm=2.0,
+            spike_factor=10.0,
         ),
         loop=LoopConfig(
             steps=4_000_000, batch_size=8, eval_every=2000, sample_every=2000, checkpoint_every=2000
@@ -80,7 +87,9 @@ def superres() -> TrainConfig:
     return TrainConfig(
         stage="superres",
         model=model(),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=1000, clip_norm=1.0),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4, warmup_steps=1000, clip_norm=1.0, spike_factor=10.0
+        ),
         loop=LoopConfig(
             steps=500_000, batch_size=64, eval_every=2000, sample_every=5000, checkpoint_every=2000
         ),

@@ -67,6 +67,12 @@ def export(
     )
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {', '.join(components.variables)}; {size / 1e6:.1f} MB")
+    lacking = [name for name in ("t5", "maskgit", "ctvit") if name not in components.variables]
+    if lacking:
+        print(
+            f"note: generate needs {', '.join(lacking)} too; name the folders that have them",
+            file=sys.stderr,
+        )
 
 
 def license_text() -> str:

@@ -59,6 +59,8 @@ ALLOWED = {
     "text": GROUND | {"readable_text"},
     "readable_text": GROUND,
     "provenance": GROUND,
+    "chips": set(),
+    "flops": {"kernels"},
     "model_folder": GROUND | {"components", "provenance", "text"},
 }
 

@@ -30,6 +30,7 @@ from gct_jax.training.checkpoint import Checkpoints
 from gct_jax.training.clock import Clock
 from gct_jax.training.config import LoopConfig
 from gct_jax.training.metrics import MetricsWriter, NotFiniteError, mean_metrics
+from gct_jax.training.overview import tell_undonated
 from gct_jax.training.profile import Profile
 from gct_jax.training.start import NEWEST, StartFrom
 from gct_jax.training.state import TrainState
@@ -152,10 +153,13 @@ def train(
             for step in bar:
                 with clock.on("data"):
                     batch = next(stream)
+                before = state
                 with jax.transfer_guard("disallow"), profile.of(step):
                     rows = shard_batch(batch, mesh, config.batch_size)
                     state, metrics = train_step(state, rows, stop.ask(stop_requested()))
                 progress.step = step
+                if step == start + 1:
+                    tell_undonated(before)
                 # The device computes this step while the host makes the next batch, not more:
                 # otherwise progress and signals would run ahead of the work.
                 jax.block_until_ready(window[-1:])

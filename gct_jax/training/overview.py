@@ -1,6 +1,7 @@
 """What a run's state is made of and how it lies on the devices, as a table to read at the start."""
 
 import math
+import sys
 from typing import Any
 
 import jax
@@ -33,6 +34,18 @@ def parameter_table(state: TrainState, shardings: PyTree) -> str:
         size = _bytes(sharding.shard_shape(leaf.shape), leaf)
         rows.append((name, str(tuple(leaf.shape)), layout, f"{size / 1e6:,.3f}"))
     return _aligned(rows)
+
+
+def tell_undonated(state: TrainState) -> None:
+    """Tell on stderr if a state that a step has taken over still holds memory."""
+    left = [leaf for leaf in jax.tree.leaves(state) if not leaf.is_deleted()]
+    size = sum(_bytes(leaf.shape, leaf) for leaf in left if hasattr(leaf.dtype, "itemsize"))
+    if left:
+        print(
+            f"note: {len(left)} arrays of the state ({size / 1e6:,.1f} MB) are held twice: the "
+            "step does not reuse their memory",
+            file=sys.stderr,
+        )
 
 
 def _row(name: str, leaves: list[Any], shardings: list[Any]) -> tuple[str, ...]:

@@ -56,8 +56,9 @@ def test_prepared_and_rendered_cases_make_the_same_batches(model, tmp_path, stag
     for folder in ("", str(pool)):
         chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=folder))
         cases = data.check_data(chosen, components, "")
-        opened = data.stage_data(chosen, cases, tmp_path, components, "")
-        made.append([next(opened.batches(3)), *opened.held_out])
+        opened = data.stage_data(chosen, cases, tmp_path, components, "", range)
+        held_out = [batch for _, batch in opened.held_out]
+        made.append([next(opened.batches(3)), *held_out, opened.shown])
     for rendered, read in zip(*made, strict=True):
         assert rendered.keys() == read.keys()
         for name, rows in rendered.items():

@@ -171,20 +171,28 @@ def test_batches(components, folders, tmp_path, stage):
     name, shapes = SHAPES[stage]
     config = stage_config(stage, folders[name], components)
     opened = data.check_data(config, components, "")
-    made = data.stage_data(config, opened, tmp_path, components, "")
+    made = data.stage_data(config, opened, tmp_path, components, "", range)
     stream = made.batches(0)
     first = [next(stream) for _ in range(3)]
-    for batch in [*first, *made.held_out]:
+    for batch in [*first, *(batch for _, batch in made.held_out)]:
         assert {key: value.shape for key, value in batch.items()} == shapes
     later = next(made.batches(2))
     jax.tree.map(np.testing.assert_array_equal, first[2], later)
+    # of several processes each makes its rows
+    part = data.stage_data(config, opened, tmp_path, components, "", lambda rows: [1, 6])
+    own = next(part.batches(2))
+    jax.tree.map(np.testing.assert_array_equal, {n: x[[1, 6]] for n, x in later.items()}, own)
+    (_, whole), (_, own) = made.held_out[0], part.held_out[0]
+    jax.tree.map(np.testing.assert_array_equal, {n: x[[1, 6]] for n, x in whole.items()}, own)
+    jax.tree.map(np.testing.assert_array_equal, {n: x[:4] for n, x in whole.items()}, part.shown)
+    assert "training records" in made.cases_of(2)
 
 
 def test_a_frozen_text_encoder_reads_embeddings(components, folders, tmp_path):
     frozen = "maskgit.train_text_encoder=False"
     config = stage_config("maskgit", folders["embedded"], components, frozen)
     opened = data.check_data(config, components, "")
-    batch = next(data.stage_data(config, opened, tmp_path, components, "").batches(0))
+    batch = next(data.stage_data(config, opened, tmp_path, components, "", range).batches(0))
     assert batch["text"].shape == (8, 48, components.config.t5.dim)
     assert (batch["text"][~batch["text_mask"]] == 0).all() and batch["text_mask"].any(1).all()
 
@@ -225,7 +233,7 @@ def test_folders_are_mixed(components, folders, tmp_path):
     opened = data.check_data(config, components, "")
     rows = [row.folder for step in range(6) for row in opened.plan.rows(step)]
     assert rows.count(0) == 12 and rows.count(1) == 36
-    batch = next(data.stage_data(config, opened, tmp_path, components, "").batches(0))
+    batch = next(data.stage_data(config, opened, tmp_path, components, "", range).batches(0))
     assert batch["volume"].shape[0] == 8
 
 

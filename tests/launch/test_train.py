@@ -355,15 +355,18 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     asked = []
 
     def maker(*_):
-        return lambda step, cases: asked.append((step, list(cases))) or {}
+        return lambda step, rows: asked.append((step, [row.case for row in rows])) or {}
 
     monkeypatch.setattr(data, "batch_maker", maker)
     options = ["data.cases=20", "data.held_out=9", "loop.batch_size=4", "loop.seed=3"]
     config = override(tiny.ctvit(), options)
     made = data.stage_data(
-        config, open_cases(config), tmp_path, Components(config.model, {}, None), ""
+        config, open_cases(config), tmp_path, Components(config.model, {}, None), "", range
     )
-    assert asked == [(0, [11, 12, 13, 14]), (0, [15, 16, 17, 18])]
+    batches_held_out = [[11, 12, 13, 14], [15, 16, 17, 18], [19]]
+    assert asked == [*((0, cases) for cases in batches_held_out), (0, [11, 12, 13, 14])]
+    assert [rows for rows, _ in made.held_out] == [4, 4, 1]
+    assert made.cases_of(5).startswith("cases ")
     asked.clear()
     stream = made.batches(5)
     for _ in range(3):
@@ -374,13 +377,31 @@ def test_held_out_batches_have_cases_and_wordings_of_their_own(tmp_path, monkeyp
     asked.clear()  # with counterfactual pairs a case gives two rows
     pairs = override(config, ["ctvit.counterfactual_pairs=True"])
     made = data.stage_data(
-        pairs, open_cases(pairs), tmp_path, Components(config.model, {}, None), ""
+        pairs, open_cases(pairs), tmp_path, Components(config.model, {}, None), "", range
     )
-    assert [len(cases) for _, cases in asked] == [2, 2, 2, 2]
+    assert [cases for _, cases in asked[:5]] == [
+        *([11, 11, 12, 12], [13, 13, 14, 14], [15, 15, 16, 16], [17, 17, 18, 18]),
+        [19, 19],
+    ]
+    assert [rows for rows, _ in made.held_out] == [4, 4, 4, 4, 2]
+    asked.clear()
     for step in range(5):
         next(made.batches(step))
-    assert all(len(cases) == 2 for _, cases in asked)
-    assert len({case for _, cases in asked[4:9] for case in cases}) == 10  # no case twice so far
+    assert len({case for _, cases in asked for case in cases}) == 10  # no case twice so far
+
+    asked.clear()  # of several processes each makes its rows
+    half = data.stage_data(
+        pairs,
+        open_cases(pairs),
+        tmp_path,
+        Components(config.model, {}, None),
+        "",
+        lambda n: [1, 2][: n - 1],
+    )
+    asked.clear()
+    next(half.batches(0))
+    next(made.batches(0))
+    assert asked[0][1] == asked[1][1][1:3]
 
 
 def test_an_export_fixes_the_numerics_and_needs_a_device(tmp_path, capsys, monkeypatch):

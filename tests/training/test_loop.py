@@ -156,6 +156,34 @@ def test_the_host_waits_for_the_step_before(tmp_path, monkeypatch):
     assert [[step for step, _ in window] for window in waited] == [[], [1], [], [3]]
 
 
+def test_the_state_is_donated_and_what_is_not_is_told(tmp_path, capsys, monkeypatch):
+    run(tmp_path / "a", steps=2)
+    assert "held twice" not in capsys.readouterr().err
+    jitted = loop.jitted_train_step
+
+    def copying(*arguments):
+        step = jitted(*arguments)
+        return lambda state, *more: step(jax.tree.map(lambda x: x.copy(), state), *more)
+
+    monkeypatch.setattr(loop, "jitted_train_step", copying)
+    run(tmp_path / "b", steps=2)
+    assert "arrays of the state (0.0 MB) are held twice" in capsys.readouterr().err
+
+
+def test_what_the_state_is_made_of_is_told_at_the_start(tmp_path, capsys):
+    run(tmp_path, steps=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].split() == ["part", "arrays", "numbers", "MB", "MB", "a", "device"]
+    assert lines[1].split()[:3] == ["params.line", "1", "8"]
+    table = (tmp_path / "parameters.txt").read_text().splitlines()
+    assert table[1].split()[:3] == ["line/kernel", "(4,", "2)"] and "fsdp, tensor" in table[1]
+
+
+def test_steps_are_profiled(tmp_path):
+    run(tmp_path, steps=8, profile_step=3)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_a_third_interrupt_ends_at_once(tmp_path):
     def interrupted(start):
         for batch in batches(start):
