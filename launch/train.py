@@ -170,6 +170,7 @@ def train_in(
     """
     import jax
 
+    from gct_jax.chips import peak_flops
     from gct_jax.runtime.cluster import together
     from gct_jax.sharding import process_rows
     from gct_jax.training.loop import fitting_mesh, train
@@ -204,7 +205,8 @@ def train_in(
         sample_images=sample_function(config, components, data.shown) if draws else None,
         on_change=on_change,
         cases_of=data.cases_of,
-        step_flops=model_flops(config, components, data),
+        # Tracing a step takes seconds, and without a peak to compare with it says little.
+        step_flops=model_flops(config, components, data) if peak_flops(jax.devices()) else None,
         profile_step=options.profile,
         start_from=start,
         checkpoints=work.place / "checkpoints",

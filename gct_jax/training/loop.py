@@ -264,13 +264,20 @@ def jitted_train_step(
 def evaluate(
     eval_step: Callable, state: TrainState, held_out: Sequence[HeldOut], mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
-    """Mean metrics over the rows that are held out; batch i always draws from the same key."""
-    key = random_key(0)
+    """Mean metrics over the rows that are held out; batch i always draws from the same key.
+
+    Raises:
+      NotFiniteError: one is not finite.
+    """
+    key, step = random_key(0), int(state.step)
     results = [
-        (i, eval_step(state, shard_batch(batch, mesh, rows), jax.random.fold_in(key, i)))
+        (step, eval_step(state, shard_batch(batch, mesh, rows), jax.random.fold_in(key, i)))
         for i, (rows, batch) in enumerate(held_out)
     ]
-    means = mean_metrics(jax.device_get(results), [rows for rows, _ in held_out])
+    try:
+        means = mean_metrics(jax.device_get(results), [rows for rows, _ in held_out])
+    except NotFiniteError as error:
+        raise error.advised("held out") from None
     return {f"eval/{name}": value for name, value in means.items()}
 
 

@@ -53,10 +53,6 @@ SETTINGS = (
     "data.held_out=10",
     "optimizer.learning_rate=1e-4",
 )
-OF_STAGE = {
-    "ctvit": ("ctvit.adversarial=True", "ctvit.discriminator_base_dim=2"),
-    "maskgit": ("maskgit.critic=self",),
-}
 BOUND = 1e-4
 
 
@@ -119,7 +115,7 @@ def job(folder: Path, stage: str, mesh: tuple[int, ...], processes: int) -> list
 
 
 def _config(folder: Path, stage: str) -> list[str]:
-    arguments = ["--config", f"configs/tiny.py:{stage}", *SETTINGS, *OF_STAGE.get(stage, ())]
+    arguments = ["--config", f"configs/tiny.py:{stage}", *SETTINGS]
     for name in STAGES[stage]:
         arguments += ["--from", str(folder / name)]
     return [*arguments, *([] if stage == "t5" else [f"data.folder={folder / 'data'}"])]

@@ -211,19 +211,19 @@ def test_another_stage_is_refused(folder, capsys):
 @pytest.mark.long
 def test_length_and_rhythm_may_change_with_a_note(tmp_path, capsys):
     quick = ["loop.steps=2", "data.cases=16", "optimizer.schedule=cosine"]
-    run(tmp_path, "ctvit", overrides=quick)
+    run(tmp_path, "t5", overrides=quick)
     capsys.readouterr()
     again = [*quick, "loop.steps=4", "loop.log_every=1", "loop.keep_checkpoints=1"]
-    assert run(tmp_path, "ctvit", overrides=again)[-1]["step"] == 4
+    assert run(tmp_path, "t5", overrides=again)[-1]["step"] == 4
     told = capsys.readouterr().err
     assert "note: the run goes on with loop.steps 2 -> 4" in told
     assert "note: the cosine schedule changes with loop.steps" in told
     accepted = [*again, "loop.steps=5", "optimizer.weight_decay=0.1"]
-    arguments = ["--config", "configs/tiny.py:ctvit", "--workdir", str(tmp_path / "ctvit"), BALLS]
+    arguments = ["--config", "configs/tiny.py:t5", "--workdir", str(tmp_path / "t5"), BALLS]
     arguments += ["loop.mesh=[1, 1, 1]", *accepted]
     assert train.main(arguments) == 2
     assert train.main([*arguments, "--accept-changes"]) == 0
-    assert json.loads((tmp_path / "ctvit/config.json").read_text())["optimizer"]["weight_decay"]
+    assert json.loads((tmp_path / "t5/config.json").read_text())["optimizer"]["weight_decay"]
 
 
 @pytest.mark.long

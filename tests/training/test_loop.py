@@ -88,6 +88,29 @@ def test_watchdog_names_the_metric_and_step_and_saves_nothing(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_an_evaluation_that_is_not_finite_names_the_step(tmp_path):
+    bad = batch_of(99) | {"y": np.full((8, 2), np.nan, np.float32)}
+    with pytest.raises(GctError, match=r"loss is nan at step 6 \(its batch: held out\)"):
+        run(tmp_path, held_out=[loop.HeldOut(8, bad)])
+
+
+def test_an_evaluation_counts_every_row_once(tmp_path):
+    """A short last batch, which no mesh splits, counts by its rows."""
+    whole = batch_of(99)
+    parts = [
+        loop.HeldOut(n, {name: x[first : first + n] for name, x in whole.items()})
+        for first, n in ((0, 4), (4, 3), (7, 1))
+    ]
+    logged = {}
+    for mesh in [(1, 1, 1), (2, 2, 2), (1, 1, 8)]:
+        folder = tmp_path / str(mesh)
+        run(folder, steps=2, mesh=mesh, held_out=parts)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        logged[mesh] = json.loads(lines[-1])["eval/loss"]
+    assert logged[2, 2, 2] == pytest.approx(logged[1, 1, 1], rel=1e-5)
+    assert logged[1, 1, 8] == pytest.approx(logged[1, 1, 1], rel=1e-5)
+
+
 def test_mesh_that_does_not_fit_the_devices_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"\(3, 3, 1\).*8 devices"):
         run(tmp_path, mesh=(3, 3, 1))

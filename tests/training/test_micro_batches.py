@@ -32,7 +32,13 @@ def test_rows_come_back_in_their_places_and_the_gradient_is_that_of_all():
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
 
 
-@pytest.mark.parametrize("stage", OPTIONS)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=pytest.mark.slow if stage in ("ctvit", "superres") else ())
+        for stage in OPTIONS
+    ],
+)
 @pytest.mark.long
 def test_the_update_is_that_of_the_whole_batch(stage):
     """Codebook, discriminator, critic and shares of masked tokens included; on a mesh as well."""
