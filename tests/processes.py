@@ -3,11 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from launch.studies.tiny_processes import local_address, simulated_devices
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,16 +17,9 @@ class Group:
     """`count` processes with `devices` simulated devices each, of one command or one for each."""
 
     def __init__(self, arguments, count=2, devices=2, workdirs=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = local_address()
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # tiny arrays gain nothing from more
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": path,
-        }
+        environment = simulated_devices(devices) | {"PYTHONPATH": path}
         self.processes = [
             subprocess.Popen(
                 [

@@ -141,12 +141,14 @@ def run_supervised(program: str, run: Callable[[], None]) -> int:
 
 
 def _is_loss(error: Exception) -> bool:
-    """Whether a collective operation failed because another process is gone."""
+    """Whether a collective operation or a barrier failed because another process is gone. Only what
+    JAX itself raised counts: a store that cannot be reached says similar things."""
     import jax
 
     causes = [error, error.__cause__, error.__context__]
     return jax.process_count() > 1 and any(
-        LOSS.search(str(cause)) for cause in causes if cause is not None
+        isinstance(cause, jax.errors.JaxRuntimeError) and LOSS.search(str(cause))
+        for cause in causes
     )
 
 

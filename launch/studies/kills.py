@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,12 +26,14 @@ from gct_jax.errors import GctError
 from gct_jax.runtime.exit_codes import UNFINISHED, exit_code
 from gct_jax.runtime.files import replace_when_done
 from launch.markdown import markdown_table
-from launch.studies.meshes import STAGES
+from launch.studies.tiny_processes import (
+    STAGES,
+    local_address,
+    simulated_devices,
+    stage_arguments,
+)
 
-KILLS, DURING_SAVE = 10, 3
-STEPS = 240
 SETTINGS = (
-    f"loop.steps={STEPS}",
     "loop.log_every=5",
     "loop.eval_every=60",
     "loop.sample_every=0",
@@ -41,6 +42,7 @@ SETTINGS = (
     "data.cases=40",
 )
 LIMIT_SECONDS = 60.0
+DEFAULT_STAGES = ["ctvit", "maskgit", "superres"]
 
 
 class Kill(NamedTuple):
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="launch.studies.kills", description=__doc__)
     parser.add_argument("--out", required=True, type=Path, help="the log, as Markdown")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--stage", nargs="+", choices=DEFAULT_STAGES, default=DEFAULT_STAGES)
+    parser.add_argument("--kills", type=int, default=10, help="of a stage; three in ten in a save")
+    parser.add_argument("--steps", type=int, default=240, help="of a run; 24 a kill suffice")
     options = parser.parse_args(arguments)
     equal: list[bool] = []
 
@@ -66,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         rng = random.Random(options.seed)
         logs: dict[str, tuple[list[Kill], int, int]] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for stage in ("ctvit", "maskgit", "superres"):
-                logs[stage] = study(Path(folder), stage, rng)
+            for stage in options.stage:
+                logs[stage] = study(Path(folder), stage, options.kills, options.steps, rng)
         text = report(logs)
         with replace_when_done(options.out) as path:
             path.write_text(text, encoding="utf-8")
@@ -77,38 +82,36 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("launch.studies.kills", command) or int(not all(equal))
 
 
-def study(folder: Path, stage: str, rng: random.Random) -> tuple[list[Kill], int, int]:
+def study(
+    folder: Path, stage: str, kills: int, steps: int, rng: random.Random
+) -> tuple[list[Kill], int, int]:
     """The kills of a stage, and how many arrays of how many differ in the end."""
+    settings = (*SETTINGS, f"loop.steps={steps}")
     for name in STAGES[stage]:
         if not (folder / name).exists():
-            alone = [*_config(folder, name, SETTINGS), "loop.mesh=[1, 1, 1]"]
+            alone = [*stage_arguments(folder, name, settings), "loop.mesh=[1, 1, 1]"]
             if name != "t5":
                 alone.append(f"data.folder={folder / 'data'}")
             _checked(["launch.train", *alone, "--workdir", str(folder / name), "loop.steps=5"])
-    _checked(["launch.prepare", *_config(folder, stage), "--out", str(folder / "data")])
-    command = [*_config(folder, stage, SETTINGS), f"data.folder={folder / 'data'}"]
+    _checked(
+        ["launch.prepare", *stage_arguments(folder, stage, SETTINGS), "--out", str(folder / "data")]
+    )
+    command = [*stage_arguments(folder, stage, settings), f"data.folder={folder / 'data'}"]
     undisturbed, disturbed = folder / f"{stage}-undisturbed", folder / f"{stage}-killed"
     pair = _start([*command, "--workdir", str(undisturbed)])
     codes = [process.wait() for process in pair]
     if codes != [0, 0]:
         raise GctError(f"the undisturbed run of {stage} ended with {codes}")
-    moments = [i % (KILLS // DURING_SAVE) == 0 for i in range(KILLS)]
-    moments = [saving and sum(moments[: i + 1]) <= DURING_SAVE for i, saving in enumerate(moments)]
-    kills = []
-    for saving in tqdm(moments, desc=stage, unit="kill"):
-        kills.append(_killed([*command, "--workdir", str(disturbed)], disturbed, saving, rng))
+    saves = max(1, round(0.3 * kills))
+    log = [
+        _killed([*command, "--workdir", str(disturbed)], disturbed, i < saves, rng)
+        for i in tqdm(range(kills), desc=stage, unit="kill")
+    ]
     codes = [process.wait() for process in _start([*command, "--workdir", str(disturbed)])]
     if codes != [0, 0]:
         raise GctError(f"the killed run of {stage} ended with {codes}")
-    one, other = _sums(undisturbed), _sums(disturbed)
-    return kills, sum(one[name] != other.get(name) for name in one), len(one)
-
-
-def _config(folder: Path, stage: str, settings: tuple[str, ...] = SETTINGS[-1:]) -> list[str]:
-    arguments = ["--config", f"configs/tiny.py:{stage}", *settings]
-    for name in STAGES[stage]:
-        arguments += ["--from", str(folder / name)]
-    return arguments
+    one, other = _sums(undisturbed, steps), _sums(disturbed, steps)
+    return log, sum(one[name] != other.get(name) for name in one), len(one)
 
 
 def _checked(words: list[str]) -> None:
@@ -118,11 +121,7 @@ def _checked(words: list[str]) -> None:
 
 
 def _start(arguments: list[str]) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    address, environment = local_address(), simulated_devices(2)
     return [
         subprocess.Popen(
             [
@@ -176,9 +175,9 @@ def _step(workdir: Path) -> int:
         return 0
 
 
-def _sums(workdir: Path) -> dict[str, list]:
-    """Checksum of every array of the last checkpoint."""
-    path = workdir / "checkpoints" / str(STEPS) / "progress" / "metadata"
+def _sums(workdir: Path, step: int) -> dict[str, list]:
+    """Checksum of every array of a checkpoint."""
+    path = workdir / "checkpoints" / str(step) / "progress" / "metadata"
     items = json.loads(path.read_text(encoding="utf-8"))["arrays"]
     return {f"{item}{name}": value for item in items for name, value in items[item].items()}
 
@@ -189,7 +188,7 @@ def report(logs: dict[str, tuple[list[Kill], int, int]]) -> str:
         "# Killed and gone on",
         "",
         "`python -m launch.studies.kills`: two processes, SIGKILL of one; then the same command",
-        f"again, {KILLS} times, {DURING_SAVE} of them while a checkpoint was written.",
+        "again.",
     ]
     for stage, (kills, differing, arrays) in logs.items():
         rows = [("kill", "process", "after step", "during a save", "the other ended after, s")]

@@ -10,8 +10,6 @@ needs `pip install -e '.[train]'`, and half an hour on two cores.
 
 import argparse
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,12 @@ from gct_jax.errors import GctError
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.files import replace_when_done
 from launch.markdown import markdown_table
+from launch.studies.tiny_processes import (
+    STAGES,
+    local_address,
+    simulated_devices,
+    stage_arguments,
+)
 
 DEVICES = 8
 PROCESSES = (1, 2, 4)
@@ -36,12 +40,6 @@ MESHES = (
     (4, 1, 2),
     (2, 1, 4),
 )
-STAGES: dict[str, tuple[str, ...]] = {  # and what each goes on from
-    "ctvit": (),
-    "t5": (),
-    "maskgit": ("ctvit", "t5"),
-    "superres": ("ctvit", "maskgit"),
-}
 # Eight rows of each batch, ten cases held out: the last batch of an evaluation is short. Small
 # updates, lest rounding chooses another code for a token that lies between two.
 SETTINGS = (
@@ -115,19 +113,16 @@ def job(folder: Path, stage: str, mesh: tuple[int, ...], processes: int) -> list
 
 
 def _config(folder: Path, stage: str) -> list[str]:
-    arguments = ["--config", f"configs/tiny.py:{stage}", *SETTINGS]
-    for name in STAGES[stage]:
-        arguments += ["--from", str(folder / name)]
-    return [*arguments, *([] if stage == "t5" else [f"data.folder={folder / 'data'}"])]
+    prepared = [] if stage == "t5" else [f"data.folder={folder / 'data'}"]
+    return [*stage_arguments(folder, stage, SETTINGS), *prepared]
 
 
 def prepare_command(folder: Path, stage: str) -> list[str]:
     """Prepares what several processes read."""
     if stage == "t5":
         return [sys.executable, "-c", ""]
-    arguments = [text for text in _config(folder, stage) if not text.startswith("data.folder=")]
-    out = ["--out", str(folder / "data")]
-    return [sys.executable, "-m", "launch.prepare", *arguments, *out]
+    arguments = [*stage_arguments(folder, stage, SETTINGS), "--out", str(folder / "data")]
+    return [sys.executable, "-m", "launch.prepare", *arguments]
 
 
 def run_jobs(jobs: list[list[str]], processes: int) -> None:
@@ -136,16 +131,7 @@ def run_jobs(jobs: list[list[str]], processes: int) -> None:
     Raises:
       GctError: a process failed; the message is its last line.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # tiny arrays gain nothing from more
-    }
+    address, environment = local_address(), simulated_devices(DEVICES // processes)
     group = [
         subprocess.Popen(
             [sys.executable, "-m", "launch.studies.mesh_worker", address, str(processes), str(i)],

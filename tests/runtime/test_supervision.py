@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
+
+from gct_jax.errors import ConfigError
+from gct_jax.runtime import supervision
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -108,3 +112,16 @@ def test_a_child_ends_with_its_parent(tmp_path):
     while Path(f"/proc/{child}").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_only_what_jax_raised_is_a_loss(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def loss(cause):
+        error = ConfigError(f"told in a line: {cause}")
+        error.__cause__ = cause
+        return supervision._is_loss(error)
+
+    assert loss(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: closed by peer"))
+    assert not loss(OSError("Connection refused"))  # of an object store
+    assert not loss(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
