@@ -139,11 +139,11 @@ def case_view() -> View:
 
 
 def report_view() -> View:
-    """{'report', 'labels' int8 [18]} of volumes, which stay packed."""
+    """{'report', 'labels' int8 [18], 'case'} of volumes, which stay packed."""
 
     def make_row(example: Example, depth: Any) -> Example:
         del depth
-        return {"report": example["report"], "labels": example["labels"]}
+        return {name: example[name] for name in ("report", "labels", "case")}
 
     return View(record_features.volume_features(), make_row, skipped=("volume",))
 

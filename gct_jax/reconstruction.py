@@ -24,9 +24,11 @@ from gct_jax.text import pad_ids
 from gct_jax.volumes.ct import CT
 from gct_jax.volumes.grid import Grid, Spacing, by
 from gct_jax.volumes.intensity import from_unit, to_unit
+from gct_jax.volumes.placement import on_grid, place
 from gct_jax.volumes.resample import resample
 
 MOST_SLICES = 4096  # of a CT that is encoded
+FIELDS = ("body", "whole")
 LEAST_COVERED = 0.6  # of the depth that the model sees, without a note
 
 
@@ -55,29 +57,67 @@ def covering_grid(config: ModelConfig, grid: Grid) -> Grid:
     return grid.regrid((slices, own.image_size, own.image_size), spacing_mm)
 
 
-def encode(model: Model, ct: CT, on_note: Note = warn) -> np.ndarray:
-    """Token ids of a CT, resampled to `covering_grid(model.config, ct.grid)`.
+def encoding_grid(config: ModelConfig, ct: CT, field: str = "body", on_note: Note = warn) -> Grid:
+    """Where CT-ViT reads a CT; axes are those of the CT.
 
     Args:
-      on_note: called with a sentence if little of what the model sees is the CT.
-
-    Returns:
-      int32 [time, height, width].
+      field: "body": as the volumes that CT-ViT learns from are prepared (`volumes.placement`), the
+        model's pixels about the middle of the body, and what lies outside is cut; with as many
+        slices as the CT is long. A CT that has the model's grid already is taken as it stands,
+        and one that shows no chest, whole. "whole": `covering_grid`, nothing is cut.
+      on_note: called with sentences on what was cut, or padded with much air.
 
     Raises:
-      InputError: the CT is too long. ModelFolderError: the model has no CT-ViT.
+      InputError: the CT is too long, or `field` is neither.
+      ModelFolderError: the model has no CT-ViT.
     """
-    require_type("model", model, Model)
     require_type("ct", ct, CT)
-    ctvit, grid = _require_ctvit(model.config), covering_grid(model.config, ct.grid)
+    if field not in FIELDS:
+        raise InputError(f"field = {field!r} is not {' or '.join(FIELDS)}")
+    grid, own = covering_grid(config, ct.grid), config.volume
     covered = ct.grid.shape[0] * ct.spacing_mm[0] / (grid.shape[0] * grid.spacing_mm[0])
     if covered < LEAST_COVERED:
         on_note(
             f"the CT fills {100 * covered:.0f} % of the depth of {grid.shape[0]} slices that the "
             "model needs; the rest is air, and what is decoded may be far off"
         )
+    same = grid.shape == ct.grid.shape and np.allclose(grid.spacing_mm, ct.spacing_mm, rtol=1e-4)
+    if field == "whole" or same:
+        return grid
+    spacing_mm = (own.slice_spacing_mm, own.pixel_spacing_mm, own.pixel_spacing_mm)
+    try:
+        placement = place(ct, grid.shape, spacing_mm)
+    except InputError as error:  # no chest
+        on_note(
+            f"{str(error).removeprefix('the CT: ')}; so all of it is read, and not the body's field"
+        )
+        return grid
+    for note in placement.notes:
+        on_note(note)
+    return placement.grid
+
+
+def encode(model: Model, ct: CT, grid: Grid | None = None, *, on_note: Note = warn) -> np.ndarray:
+    """Token ids of a CT.
+
+    Args:
+      grid: where CT-ViT reads it, of shape and spacing that its patches tile; None:
+        `encoding_grid(model.config, ct)`.
+      on_note: as for `encoding_grid`.
+
+    Returns:
+      int32 [time, height, width].
+
+    Raises:
+      InputError: the CT is too long, or the grid's axes are not the CT's.
+      ModelFolderError: the model has no CT-ViT.
+    """
+    require_type("model", model, Model)
+    require_type("ct", ct, CT)
+    ctvit = _require_ctvit(model.config)
+    grid = grid or encoding_grid(model.config, ct, on_note=on_note)
     with fixed_numerics():
-        volume = to_unit(resample(ct.volume_hu, ct.spacing_mm, grid.shape, grid.spacing_mm))
+        volume = to_unit(on_grid(ct, grid))
         variables = model.variables("ctvit")
         ids = _ctvit_function(ctvit, "encode")(variables, volume[None, ..., None])
         return np.asarray(ids[0], np.int32)
@@ -88,7 +128,7 @@ def decode(model: Model, ids: np.ndarray, grid: Grid | None = None) -> CT:
 
     Args:
       ids: whole numbers [time, height, width] from 0 to the codebook's size - 1.
-      grid: where the result lies, as `covering_grid` says of the CT that was encoded. None: the
+      grid: where the result lies, as `encoding_grid` says of the CT that was encoded. None: the
         model's spacing about the world's origin.
 
     Raises:

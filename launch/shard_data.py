@@ -18,7 +18,7 @@ from data_pipelines.loader import (
     volume_view,
 )
 from data_pipelines.shard_reader import RecordReader, Records, ShardFolder
-from gct_jax.errors import ConfigError
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.models.token_grid import token_grid
 from gct_jax.provenance import identity
 from gct_jax.training.config import TrainConfig
@@ -230,8 +230,9 @@ def _finish(config: TrainConfig, encode_text: Encode | None) -> Callable[[Batch]
 
     def finish(batch: Batch) -> Batch:
         batch = dict(batch)
-        reports = batch.pop("report", None)
+        reports, cases = batch.pop("report", None), batch.pop("case", None)
         if reports is not None:
+            _require_reports(reports, cases)
             assert encode_text is not None  # the stage reads reports
             batch["text_ids"] = encode_text([text.decode("utf-8") for text in reports])
         if config.stage == "t5":
@@ -239,6 +240,18 @@ def _finish(config: TrainConfig, encode_text: Encode | None) -> Callable[[Batch]
         return batch
 
     return finish
+
+
+def _require_reports(reports: np.ndarray, cases: np.ndarray | None) -> None:
+    """Shards of tokens and pairs hold no case without a report; those of volumes may."""
+    if cases is not None and not all(reports):
+        empty = ", ".join(
+            case.decode() for case, text in zip(cases, reports, strict=True) if not text
+        )
+        raise InputError(
+            f"case {empty} has no report, and stage t5 learns from reports; prepare without such "
+            "cases"
+        )
 
 
 def reports(shards: Shards) -> Iterator[str]:

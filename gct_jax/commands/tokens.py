@@ -4,7 +4,8 @@ The file of ids is an `.npz` with
 
     ids               int32 [t, h, w]
     grid_shape        (depth, height, width) of the volume that CT-ViT saw
-    grid_spacing_mm   its spacing; its centre and axis directions are those of the CT
+    grid_spacing_mm   its spacing; its axis directions are those of the CT
+    grid_centre_mm    RAS+ millimetres of its middle
     shape             (depth, height, width) of the CT itself
     affine            [4, 4] from those indices to RAS+ millimetres
     stored_axes       directions of the three axes in the CT's file, e.g. "LAS"
@@ -51,6 +52,7 @@ class EncodedCT(NamedTuple):
     ids: np.ndarray
     grid_shape: Shape
     grid_spacing_mm: Spacing
+    grid_centre_mm: np.ndarray
     shape: Shape
     affine: np.ndarray
     stored_axes: str
@@ -68,11 +70,18 @@ def add_parser(subparsers: Any) -> None:
     encode = actions.add_parser(
         "encode",
         help="CT to token ids",
-        description="Resamples a whole CT to the model's grid and writes its token ids.",
+        description="Resamples a CT to the model's grid and writes its token ids.",
     )
     encode.add_argument("ct", type=Path, help="CT in Hounsfield units, .nii, .nii.gz or .hdr/.img")
     encode.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
     encode.add_argument("--model", type=Path, help="model folder (the demo model)")
+    encode.add_argument(
+        "--field",
+        choices=("body", "whole"),
+        default="body",
+        help="body (default): what the model was trained to see, its pixels about the body, all "
+        "slices; whole: all of the CT, with larger pixels where it is wider than the model's field",
+    )
     add_ct_options(encode)
     encode.set_defaults(run=run_encode)
 
@@ -101,14 +110,16 @@ def run_encode(arguments: argparse.Namespace) -> None:
     require_suffix(arguments.out, ".npz")
     with deferred():
         from gct_jax import encode, load_model
-        from gct_jax.reconstruction import covering_grid
+        from gct_jax.reconstruction import encoding_grid
         from gct_jax.runtime.numerics import prepare_jax
 
     prepare_jax("gct")
     ct = read_ct(arguments.ct, arguments)
     model = load_model(arguments.model)
-    ids = encode(model, ct, lambda text: tell(f"{arguments.ct}: {text}"))
-    grid = covering_grid(model.config, ct.grid)
+    grid = encoding_grid(
+        model.config, ct, arguments.field, lambda text: tell(f"{arguments.ct}: {text}")
+    )
+    ids = encode(model, ct, grid)
     assert ct.stored_order is not None  # it was read from a file
     write_encoded(
         arguments.out,
@@ -116,6 +127,7 @@ def run_encode(arguments: argparse.Namespace) -> None:
             ids,
             grid.shape,
             grid.spacing_mm,
+            grid.centre_mm,
             ct.grid.shape,
             ct.affine,
             ct.metadata["stored_axes"],
@@ -149,8 +161,9 @@ def run_decode(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model)
     require_same_tokenizer(arguments.ids, encoded, model)
     own = Grid(encoded.shape, encoded.affine)
+    grid = own.regrid(encoded.grid_shape, encoded.grid_spacing_mm, encoded.grid_centre_mm)
     try:
-        ct = decode(model, encoded.ids, own.regrid(encoded.grid_shape, encoded.grid_spacing_mm))
+        ct = decode(model, encoded.ids, grid)
     except InputError as error:
         raise InputError(f"{arguments.ids} is damaged: {error}") from None
     # Readers give a file without orientation the axes they like, so it keeps those it came in.
@@ -221,6 +234,7 @@ def read_encoded(path: Path) -> EncodedCT:
             ids=arrays["ids"],
             grid_shape=tuple(arrays["grid_shape"].tolist()),
             grid_spacing_mm=tuple(arrays["grid_spacing_mm"].tolist()),
+            grid_centre_mm=arrays["grid_centre_mm"],
             shape=tuple(arrays["shape"].tolist()),
             affine=arrays["affine"],
             stored_axes=str(arrays["stored_axes"]),
@@ -256,5 +270,7 @@ def _plausible(encoded: EncodedCT) -> bool:
         and sorted(order[:, 0].tolist()) == [0, 1, 2]
         and set(order[:, 1].tolist()) <= {-1, 1}
         and bool(np.isfinite(encoded.affine).all())
+        and encoded.grid_centre_mm.shape == (3,)
+        and bool(np.isfinite(encoded.grid_centre_mm).all())
         and 0 <= encoded.form_code <= 5
     )

@@ -55,9 +55,19 @@ class Grid:
     def _key(self) -> tuple[Shape, bytes]:
         return self.shape, np.ascontiguousarray(self.affine, float).tobytes()
 
-    def regrid(self, shape: Shape, spacing_mm: Spacing) -> "Grid":
-        """A grid with the same centre and axis directions."""
-        return Grid(shape, regrid_affine(self.affine, self.shape, shape, spacing_mm))
+    @property
+    def centre_mm(self) -> np.ndarray:
+        """World coordinates [3] of the middle."""
+        return grid_centre(self.affine, self.shape)
+
+    def regrid(
+        self, shape: Shape, spacing_mm: Spacing, centre_mm: np.ndarray | None = None
+    ) -> "Grid":
+        """A grid with the same axis directions, and the same centre if no other is given."""
+        affine = regrid_affine(self.affine, self.shape, shape, spacing_mm)
+        if centre_mm is not None:
+            affine = affine_about(centre_mm, affine[:3, :3], shape)
+        return Grid(shape, affine)
 
 
 def affine_spacing(affine: np.ndarray) -> Spacing:

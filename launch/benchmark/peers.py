@@ -50,6 +50,7 @@ def _phenaki_network(phenaki: Any, model: ModelConfig, part: str) -> torch.nn.Mo
         fields = module_fields(model.maskgit)
         fields["max_seq_len"] = fields.pop("max_sequence_length")
         fields["dim_context"] = fields.pop("context_dim")
+        del fields["ff_dim"]  # it is as published
         maskgit: torch.nn.Module = phenaki.MaskGit(**fields)
         return maskgit
     assert model.ctvit

@@ -300,7 +300,8 @@ def test_a_short_ct_is_told_to_be_mostly_air(model, tmp_path, capsys):
     for slices, told in ((3, "fills 44 % of the depth of 3 slices"), (6, "")):
         nib.save(image.slicer[:, :, :slices], tmp_path / "short.nii")
         arguments = [str(tmp_path / "short.nii"), "--out", str(tmp_path / "ids.npz")]
-        assert main(["tokens", "encode", *arguments, "--model", str(model)]) == 0
+        arguments += ["--model", str(model), "--field", "whole"]
+        assert main(["tokens", "encode", *arguments]) == 0
         said = capsys.readouterr().err
         assert told in said and bool(said) is bool(told)
 
@@ -317,6 +318,8 @@ def test_a_short_ct_is_told_to_be_mostly_air(model, tmp_path, capsys):
         {"shape": [100_000] * 3},
         {"grid_shape": [0, -4, 10]},
         {"grid_spacing_mm": [np.nan, 1.0, 1.0]},
+        {"grid_centre_mm": np.full(3, np.inf)},
+        {"grid_centre_mm": np.zeros(2)},
         {"form_code": ["a"]},
         {"form_code": 9},
         {"stored_order": np.zeros((3, 2), int)},

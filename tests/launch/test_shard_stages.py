@@ -2,6 +2,7 @@
 refused."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from data_pipelines.folder import FolderSource
 from data_pipelines.shard_reader import RecordReader, ShardFolder
 from gct_jax.components import build_component
 from gct_jax.config import override
-from gct_jax.errors import ConfigError
+from gct_jax.errors import ConfigError, InputError
 from gct_jax.sampling.cascade import embed_text
 from gct_jax.text import Tokenizer
 from gct_jax.training.config import DataConfig
@@ -89,15 +90,14 @@ def cases(cts):
 
 def records(folder, split="train"):
     """Records of a folder as NumPy values."""
-    from data_pipelines.features import pair_features, token_features
+    from data_pipelines.features import pair_features, token_features, volume_features
 
     opened = ShardFolder(folder)
-    width = opened.about.get("text_width", 0)
-    features = (
-        pair_features()
-        if opened.kind == "pairs"
-        else token_features(width, opened.about["codebook_size"])
-    )
+    if opened.kind == "tokens":
+        about = opened.about
+        features = token_features(about.get("text_width", 0), about["codebook_size"])
+    else:
+        features = {"pairs": pair_features, "volumes": volume_features}[opened.kind]()
     found = opened.split(split)
     read = RecordReader(found)
     return [
@@ -195,6 +195,16 @@ def test_a_frozen_text_encoder_reads_embeddings(components, folders, tmp_path):
     batch = next(data.stage_data(config, opened, tmp_path, components, "", range).batches(0))
     assert batch["text"].shape == (8, 48, components.config.t5.dim)
     assert (batch["text"][~batch["text_mask"]] == 0).all() and batch["text_mask"].any(1).all()
+
+
+def test_a_case_without_a_report_is_named(components, folders, tmp_path):
+    config = stage_config("t5", folders["volumes"], components, "t5.attributes=18")
+    opened = data.check_data(config, components, "")
+    (without,) = [case for case in records(folders["volumes"]) if not case["report"]]
+    with pytest.raises(InputError, match=f"{without['case'].decode()} has no report"):
+        made = data.stage_data(config, opened, tmp_path, components, "", range)
+        for _ in itertools.islice(made.batches(0), 4):
+            pass
 
 
 @pytest.mark.parametrize(
