@@ -126,7 +126,10 @@ def test_rows_that_cannot_be_split_lie_whole_on_every_device():
         shard_batch({"x": np.arange(5.0)}, mesh, 6)
 
 
-@pytest.mark.parametrize("stage", LOSSES)
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(s, marks=pytest.mark.slow if s == "discriminator" else ()) for s in LOSSES],
+)
 @pytest.mark.long
 def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
     # float32; the order of the sums differs, hence 1e-4 of each largest entry; 1e-7 for gradients
@@ -154,7 +157,7 @@ def test_loss_and_gradient_are_those_of_one_device(stage, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max() + 1e-7)
 
 
-@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+@pytest.mark.parametrize("algorithm", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 @pytest.mark.long
 def test_updates_are_those_of_one_device(algorithm):
     config = override(tiny.maskgit(), [f"optimizer.algorithm={algorithm}"])

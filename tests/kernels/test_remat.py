@@ -79,6 +79,7 @@ def test_without_context_and_masks(inputs):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_memory_of_the_backward_pass_barely_grows_with_depth():
     x = jax.ShapeDtypeStruct((1, 8, 16, 16, 16), jnp.float32)  # 2,048 tokens
 

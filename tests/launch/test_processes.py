@@ -51,6 +51,7 @@ def test_two_processes_log_the_losses_of_one_device(alone, undisturbed):
     assert losses(undisturbed) == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_the_same_step(undisturbed, tmp_path):
     command = [*ARGUMENTS, "--workdir", str(tmp_path)]
     group = Group(command)

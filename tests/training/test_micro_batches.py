@@ -34,10 +34,7 @@ def test_rows_come_back_in_their_places_and_the_gradient_is_that_of_all():
 
 @pytest.mark.parametrize(
     "stage",
-    [
-        pytest.param(stage, marks=pytest.mark.slow if stage in ("ctvit", "superres") else ())
-        for stage in OPTIONS
-    ],
+    [pytest.param(stage, marks=() if stage == "t5" else pytest.mark.slow) for stage in OPTIONS],
 )
 @pytest.mark.long
 def test_the_update_is_that_of_the_whole_batch(stage):

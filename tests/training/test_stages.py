@@ -55,7 +55,9 @@ def test_a_frozen_text_encoder_has_no_optimizer_and_is_exported():
     assert set(maskgit.trained_components(config, state)) == {"maskgit", "t5"}
 
 
-@pytest.mark.parametrize("stage", ["ctvit", "maskgit", "superres"])
+@pytest.mark.parametrize(
+    "stage", ["ctvit", "maskgit", pytest.param("superres", marks=pytest.mark.slow)]
+)
 @pytest.mark.long
 def test_remat_changes_no_gradient(stage):
     rng = np.random.default_rng(2)

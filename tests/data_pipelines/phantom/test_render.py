@@ -54,6 +54,7 @@ def voxel(anatomy, x, y, z):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_one_seed_one_volume_and_batches_equal_single_cases(draw):
     cases = [sample_case(seed) for seed in (1, 2)]
     volumes, _ = draw(*cases)

@@ -73,6 +73,7 @@ def compilation():
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_command_writes_tables_and_continues(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
     monkeypatch.setattr("gct_jax.runtime.compilation_cache.enable_compilation_cache", lambda: None)

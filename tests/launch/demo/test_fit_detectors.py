@@ -9,6 +9,7 @@ from launch.demo import fit_detectors
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_command_writes_weights_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fit_detectors, "SHARD", 4)
     weights = tmp_path / "weights.npz"

@@ -120,6 +120,7 @@ def test_measures_of_known_images():
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_command_writes_tables_curves_and_numbers(tmp_path, monkeypatch, capsys):
     model = save_tiny_model(tmp_path / "tiny")
     monkeypatch.setattr(superres, "NOISE_CORRELATIONS_MM", (0.0, 30.0))
