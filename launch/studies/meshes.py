@@ -5,7 +5,8 @@
 Trains `configs/tiny.py` for a few steps on one device and on eight simulated ones that belong to
 one, two or four processes of this machine, and writes the largest relative difference of a logged
 loss from one device's: of training, and of the evaluation of all held-out cases at the end. It
-needs `pip install -e '.[train]'`, and half an hour on two cores.
+needs `pip install -e '.[train]'`, and an hour on two cores; with `--workdir` it can be stopped, and
+goes on where it was.
 """
 
 import argparse
@@ -60,12 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="the table, as Markdown")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--processes", nargs="+", type=int, choices=PROCESSES, default=PROCESSES)
+    parser.add_argument("--workdir", type=Path, help="keeps the runs, which are not made again")
     options = parser.parse_args(arguments)
     worst: list[float] = []
 
     def command() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            found = study(Path(folder), options.stage, options.processes)
+            workdir = options.workdir or Path(folder)
+            found = study(workdir, options.stage, options.processes)
         text = report(found)
         with replace_when_done(options.out) as path:
             path.write_text(text, encoding="utf-8")
@@ -82,21 +85,28 @@ def study(folder: Path, stages: Iterable[str], processes: Iterable[int]) -> dict
     """The largest relative difference from one device of each stage, number of processes, mesh."""
     needed = [name for name in STAGES if any(name in (s, *STAGES[s]) for s in stages)]
     for stage in needed:  # one device, in this order: each goes on from the earlier ones
-        subprocess.run(prepare_command(folder, stage), check=True, capture_output=True)
-        run_jobs([job(folder, stage, (1, 1, 1), 1)], 1)
+        if not finished(folder / stage):
+            subprocess.run(prepare_command(folder, stage), check=True, capture_output=True)
+            run_jobs([job(folder, stage, (1, 1, 1), 1)], 1)
     found: dict[Key, float] = {}
-    for count in tqdm(list(processes), unit="group of processes"):
-        jobs = [job(folder, stage, mesh, count) for stage in stages for mesh in MESHES]
-        run_jobs(jobs, count)
-        for stage in stages:
-            alone = losses(folder / stage)
-            for mesh in MESHES:
-                there = workdir(folder, stage, mesh, count)
-                same_images = images(there) == images(folder / stage)
-                found[stage, count, mesh] = (
-                    difference(losses(there), alone) if same_images else float("inf")
-                )
+    groups = [(stage, count) for stage in stages for count in processes]
+    for stage, count in tqdm(groups, unit="group of processes"):
+        missing = [mesh for mesh in MESHES if not finished(workdir(folder, stage, mesh, count))]
+        run_jobs([job(folder, stage, mesh, count) for mesh in missing], count)
+        alone = losses(folder / stage)
+        for mesh in MESHES:
+            there = workdir(folder, stage, mesh, count)
+            same_images = images(there) == images(folder / stage)
+            found[stage, count, mesh] = (
+                difference(losses(there), alone) if same_images else float("inf")
+            )
     return found
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run was made to its end."""
+    status = folder / "status.json"
+    return status.exists() and json.loads(status.read_text())["state"] == "finished"
 
 
 def workdir(folder: Path, stage: str, mesh: tuple[int, ...], processes: int) -> Path:
@@ -131,6 +141,8 @@ def run_jobs(jobs: list[list[str]], processes: int) -> None:
     Raises:
       GctError: a process failed; the message is its last line.
     """
+    if not jobs:
+        return
     address, environment = local_address(), simulated_devices(DEVICES // processes)
     group = [
         subprocess.Popen(
