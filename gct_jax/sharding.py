@@ -75,7 +75,8 @@ def make_mesh(shape: tuple[int, ...], devices: list[jax.Device] | None = None) -
     whole = jax.process_count() > 1 or -1 in shape
     if len(shape) != len(AXES) or not 0 < used <= len(devices) or (whole and used < len(devices)):
         raise ConfigError(
-            f"loop.mesh = {tuple(shape)} (data, fsdp, tensor) does not fit {len(devices)} devices"
+            f"loop.mesh = {tuple(shape)} (data, fsdp, tensor) does not fit {len(devices)} devices; "
+            "its product must be that number, or -1 stand for the rest"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(resolved, AXES, axis_types=axis_types, devices=devices[:used])

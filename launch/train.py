@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from gct_jax.errors import ConfigError, UnfinishedError
 from gct_jax.runtime.exit_codes import exit_code
 from gct_jax.runtime.stopping import deferred
-from gct_jax.runtime.supervision import is_supervised, run_supervised, supervise
+from gct_jax.runtime.supervision import is_supervised, run_supervised, supervise, tell_joined
 from launch.extras import require_extras
 from launch.options import add_config_options, load_config, prepare_command
 
@@ -92,20 +92,27 @@ def run(options: argparse.Namespace) -> None:
     with deferred():
         import jax
 
-        from gct_jax.runtime.cluster import join, require_common_folder, together
+        from gct_jax.runtime.cluster import (
+            join,
+            require_common_folder,
+            require_same,
+            together,
+        )
         from gct_jax.runtime.numerics import fix_numerics, prepare_jax
         from gct_jax.runtime.storage import WorkFolder
-        from gct_jax.training.run_folder import check_resume, run_inputs
+        from gct_jax.training.run_folder import check_resume, run_fields, run_inputs
 
     fix_numerics("launch.train")
     if options.multi_host is not None:
         join(options.multi_host)
+        tell_joined()
     prepare_jax("launch.train")
     work = together(lambda: WorkFolder(options.workdir, writes=jax.process_index() == 0))
-    require_common_folder(work.place)
-    config, components, cases = together(lambda: opened(options, config))
-    inputs = run_inputs(config, components.provenance)
     with work.named(), contextlib.ExitStack() as held:
+        require_common_folder(work.place)
+        config, components, cases = together(lambda: opened(options, config))
+        inputs = run_inputs(config, components.provenance)
+        require_same({**run_fields(config), **inputs})
         together(lambda: held.enter_context(alone_in(work)))
         together(lambda: check_resume(work.local, config, inputs, options.accept_changes))
         step = train_in(work, options, config, components, inputs, cases)
@@ -114,6 +121,8 @@ def run(options: argparse.Namespace) -> None:
             f"stopped at step {step} of {config.loop.steps} and saved; "
             "run the same command to go on"
         )
+    if jax.process_index() == 0:
+        print(f"{options.workdir}: finished at step {step}")
 
 
 def opened(
@@ -190,8 +199,10 @@ def train_in(
         if jax.process_index() == 0:
             if status == "running":
                 record_run(workdir, config, inputs)
-            write_status(workdir, status, step, config.loop.steps, start)
-            work.publish(now=True)
+            state = "running" if status == "saved" else status
+            write_status(workdir, state, step, config.loop.steps, start)
+            if status != "saved":
+                work.publish(now=True)
 
     draws = config.stage in SAMPLERS
     state = train(

@@ -16,14 +16,15 @@ ROOT = Path(__file__).parents[1]
 class Group:
     """`count` processes with `devices` simulated devices each, of one command or one for each."""
 
-    def __init__(self, arguments, count=2, devices=2, workdirs=None):
+    def __init__(self, arguments=(), count=2, devices=2, workdirs=None, commands=None):
+        commands = commands or [arguments] * count
         address = local_address()
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
         environment = simulated_devices(devices) | {"PYTHONPATH": path}
         self.processes = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "launch.train", *arguments),
+                    *(sys.executable, "-m", "launch.train", *commands[i]),
                     *(["--workdir", str(workdirs[i])] if workdirs else []),
                     *("--multi-host", f"{address},{count},{i}"),
                 ],

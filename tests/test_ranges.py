@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from configs import base, demo, tiny
+from configs import base, demo, large, tiny
 from gct_jax import config as model_config
 from gct_jax.config import ModelConfig, SamplingConfig, UNetConfig, from_dict, override, to_dict
 from gct_jax.errors import ConfigError
@@ -58,7 +58,7 @@ def test_every_field_states_its_range(cls, field):
         assert inside is bool or inside in CLASSES
 
 
-@pytest.mark.parametrize("make", [base, demo, tiny])
+@pytest.mark.parametrize("make", [base, demo, large, tiny])
 def test_shipped_configurations_are_within_their_ranges(make):
     for stage in ("ctvit", "maskgit", "superres"):
         config = getattr(make, stage)()

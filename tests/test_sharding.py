@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from tiny_model import random_variables
 from tiny_stage import KEY, stage_batch, stage_config, stage_state
 
-from configs import base, demo, tiny
+from configs import base, demo, large, tiny
 from gct_jax.components import abstract_variables, present_components
 from gct_jax.config import override
 from gct_jax.errors import ConfigError
@@ -52,7 +52,7 @@ def test_layout_of_the_tiny_model_is_the_recorded_one():
     assert specs(tree, mesh) == json.loads(TABLE.read_text())
 
 
-@pytest.mark.parametrize("config", [base, demo])
+@pytest.mark.parametrize("config", [base, demo, large])
 @pytest.mark.parametrize("component", present_components(tiny.model()))
 def test_large_parameters_are_split_over_every_device(config, component):
     mesh = make_mesh((1, 4, 2))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gct_jax.errors import ConfigError, GctError
+from gct_jax.errors import ConfigError, GctError, in_a_line
 
 SCHEMES = ("gs://", "s3://")
 # What a reader of a run does not need, and what is too large to be fetched with the rest.
@@ -52,8 +52,9 @@ def _told(place: Any) -> Iterator[None]:
     except ImportError:
         raise ConfigError(f"{place} needs the extra cloud: pip install 'gct_jax[cloud]'") from None
     except Exception as error:  # libraries of stores raise what they like
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(f"cannot use {place}: {reason}") from error
+        raise ConfigError(
+            f"cannot use {place} ({in_a_line(error)}); look at its name, the network and your login"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -95,6 +96,7 @@ class WorkFolder:
         self.place = folder(address)
         self._remote = is_remote(self.place)
         self._writes = writes and self._remote
+        self._is_new = writes and not self._remote and not self.place.exists()
         self._sent: dict[str, tuple[int, int]] = {}
         self._last = -PUBLISH_SECONDS
         if not self._remote:
@@ -107,11 +109,15 @@ class WorkFolder:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """What is refused in the body names the place, not the local copy."""
+        """What is refused in the body names the place, not the local copy, and leaves no empty
+        folder that was not there before."""
         try:
             yield
         except GctError as error:
             error.args = (str(error).replace(str(self.local), str(self.place)),)
+            if self._is_new:
+                with contextlib.suppress(OSError):
+                    self.local.rmdir()  # only if it is empty
             raise
 
     def publish(self, now: bool = False) -> None:

@@ -4,6 +4,7 @@ When a host is lost, the collective operations of the others fail or wait, and J
 abort and a stack trace. The parent does not use JAX, so it survives, and it waits for nobody.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -17,7 +18,9 @@ from typing import IO
 from gct_jax.runtime.exit_codes import BAD_INPUT, UNFINISHED, exit_code
 from gct_jax.runtime.stopping import SIGNALS
 
-SUPERVISED = "GCT_JAX_SUPERVISED"  # file descriptor that is closed when the parent dies
+# Of a child: a file descriptor that is closed when the parent dies, and one to write to when the
+# other processes have been joined.
+SUPERVISED = "GCT_JAX_SUPERVISED"
 LOST = 70  # of a child that found another process lost
 # What JAX and its libraries say on stderr about an abort, and the lines that follow.
 FATAL = re.compile(
@@ -43,21 +46,36 @@ def is_supervised() -> bool:
 def supervise(module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module arguments` as a child; the exit code to end with.
 
-    Signals to stop are handed on. If the child ends because another process of the run was lost,
-    one line says so and the code is that of an unfinished run.
+    Signals to stop are handed on; before the others have joined, when there is nothing to save and
+    JAX hears none, they end the child. If the child ends because another process of the run was
+    lost, one line says so and the code is that of an unfinished run.
     """
     alive, held = os.pipe()
-    os.set_inheritable(alive, True)
+    heard, joined = os.pipe()
+    os.set_blocking(heard, False)
     child = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, SUPERVISED: str(alive)},
+        env={**os.environ, SUPERVISED: f"{alive},{joined}"},
         stderr=subprocess.PIPE,
-        pass_fds=(alive,),
+        pass_fds=(alive, joined),
         start_new_session=True,  # Ctrl-C comes once, from here
     )
     os.close(alive)
+    os.close(joined)
+    has_joined = _Once(heard)
+    ended_by: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        if child.poll() is not None:
+            return
+        if has_joined():
+            child.send_signal(number)
+        else:
+            ended_by.append(number)
+            child.kill()
+
     previous = {
-        number: signal.signal(number, lambda number, frame: _hand_on(child, number))
+        number: signal.signal(number, hand_on)
         for number in SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
@@ -71,13 +89,22 @@ def supervise(module: str, arguments: Sequence[str]) -> int:
             signal.signal(number, handler)
         os.close(held)
     pump.join(timeout=5)
+    if ended_by:
+        print(f"{module}: stopped before all processes had joined", file=sys.stderr)
+        return 128 + ended_by[0]
     if code not in (LOST, -signal.SIGABRT, -signal.SIGKILL):
         return code if code >= 0 else 128 - code
-    what = (
-        "this process was killed"
-        if code == -signal.SIGKILL
-        else "another process of the run was lost or ended with an error"
-    )
+    if code == -signal.SIGKILL:
+        what = "this process was killed"
+    elif has_joined():
+        what = "another process of the run was lost or ended with an error"
+    else:
+        print(
+            f"{module}: the other processes did not come; nothing was trained. Start the same "
+            "command on all hosts, with the same HOST:PORT and COUNT",
+            file=sys.stderr,
+        )
+        return UNFINISHED
     print(
         f"{module}: {what}; run the same command on all hosts again to go on from the last "
         "checkpoint, on as many hosts as there are now",
@@ -86,9 +113,27 @@ def supervise(module: str, arguments: Sequence[str]) -> int:
     return UNFINISHED
 
 
-def _hand_on(child: subprocess.Popen, number: int) -> None:
-    if child.poll() is None:
-        child.send_signal(number)
+class _Once:
+    """Whether anything has been written to a pipe that does not block."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self._found = descriptor, False
+
+    def __call__(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            self._found = self._found or bool(os.read(self._descriptor, 1))
+        return self._found
+
+
+def tell_joined() -> None:
+    """Tell the parent, if there is one, that all processes have joined."""
+    if is_supervised():
+        os.write(_descriptors()[1], b"j")
+
+
+def _descriptors() -> tuple[int, int]:
+    alive, joined = os.environ[SUPERVISED].split(",")
+    return int(alive), int(joined)
 
 
 def _pass_on(stream: IO[bytes]) -> None:
@@ -122,7 +167,7 @@ def run_supervised(program: str, run: Callable[[], None]) -> int:
         try:
             run()
         except Exception as error:
-            if _is_loss(error):  # also where it was told as something that cannot be saved
+            if is_loss(error):  # also where it was told as something that cannot be saved
                 raise LostError from error
             raise
 
@@ -140,7 +185,7 @@ def run_supervised(program: str, run: Callable[[], None]) -> int:
     return code
 
 
-def _is_loss(error: Exception) -> bool:
+def is_loss(error: Exception) -> bool:
     """Whether a collective operation or a barrier failed because another process is gone. Only what
     JAX itself raised counts: a store that cannot be reached says similar things."""
     import jax
@@ -154,7 +199,7 @@ def _is_loss(error: Exception) -> bool:
 
 def _end_with_parent() -> None:
     """End at once when the parent has died, so that nothing trains unseen."""
-    descriptor = int(os.environ[SUPERVISED])
+    descriptor = _descriptors()[0]
 
     def wait() -> None:
         os.read(descriptor, 1)

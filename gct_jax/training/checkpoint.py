@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gct_jax.errors import ConfigError, GctError
+from gct_jax.errors import ConfigError, GctError, in_a_line
 from gct_jax.random_keys import wrapped_key
 from gct_jax.runtime.cluster import on_any_process
 from gct_jax.runtime.storage import is_remote
@@ -170,7 +170,7 @@ class Checkpoints:
         except GctError:
             raise
         except Exception as error:  # whatever a file system or an array store may raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = in_a_line(error, 200)
             raise GctError(f"cannot save a checkpoint in {self._folder}: {reason}") from error
 
     def __enter__(self) -> "Checkpoints":
@@ -312,8 +312,7 @@ def _attempt(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DamagedError(reason) from error
+        raise DamagedError(in_a_line(error)) from error
 
 
 def _require_same_arrays(

@@ -23,6 +23,7 @@ from gct_jax.errors import ConfigError, GctError
 from gct_jax.random_keys import random_key
 from gct_jax.runtime.numerics import fixed_numerics
 from gct_jax.runtime.stopping import stop_requests
+from gct_jax.runtime.supervision import is_loss
 from gct_jax.sharding import make_mesh, shard_batch, state_shardings
 from gct_jax.training import spikes
 from gct_jax.training.agreement import ASKED, Agreement
@@ -87,8 +88,10 @@ def train(
       held_out: batches for `eval_step`, logged as `eval/...`.
       sample_images: uint8 images by name, drawn every `config.sample_every` steps; every process
         is asked.
-      on_change: told "running" when everything that can be refused was accepted, and then, in the
-        end, "finished", "stopped", "diverged" (a metric is not finite) or "failed", with the step.
+      on_change: told "running" when everything that can be refused was accepted, "saved" at each
+        checkpoint, and in the end "finished", "stopped", "diverged" (a metric is not finite),
+        "interrupted" (another process was lost) or "failed", with the step; of the last two that of
+        the last checkpoint.
       cases_of: start_step, ... -> the cases of its batch in words, for a message.
       step_flops: operations of a step on all devices together, for the metrics.
       profile_step: steps from here on are profiled into `workdir/profile`; 0: none.
@@ -125,7 +128,7 @@ def train(
         if state is None:
             state = jax.jit(stage.init_state, out_shardings=shardings)(root_key, pretrained)
         state = start_from.rekeyed(state)
-        start = progress.step = int(state.step)
+        start = progress.step = progress.saved = int(state.step)
         on_change("running", start)
         progress.running = True
 
@@ -133,6 +136,7 @@ def train(
         with (
             MetricsWriter(workdir, start, writes) as writer,
             Profile(workdir / "profile", profile_step) as profile,
+            contextlib.ExitStack() as shown,
         ):
             writer.tables(state, shardings)
             # --- Train
@@ -142,15 +146,17 @@ def train(
                 config.batch_size, step_flops, peak_flops(mesh.devices.flatten().tolist())
             )
             window: list[tuple[int, dict[str, jax.Array]]] = []
-            bar = tqdm(
-                range(start + 1, config.steps + 1),
-                initial=start,
-                total=config.steps,
-                unit="step",
-                dynamic_ncols=True,
-                disable=not writes,
+            bar = shown.enter_context(
+                tqdm(
+                    desc="compiling" if start < config.steps else "finished before",
+                    initial=start,
+                    total=config.steps,
+                    unit="step",
+                    dynamic_ncols=True,
+                    disable=not writes,
+                )
             )
-            for step in bar:
+            for step in range(start + 1, config.steps + 1):
                 with clock.on("data"):
                     batch = next(stream)
                 before = state
@@ -158,8 +164,10 @@ def train(
                     rows = shard_batch(batch, mesh, config.batch_size)
                     state, metrics = train_step(state, rows, stop.ask(stop_requested()))
                 progress.step = step
+                bar.update()
                 if step == start + 1:
                     tell_undonated(before)
+                    bar.set_description("training")
                 # The device computes this step while the host makes the next batch, not more:
                 # otherwise progress and signals would run ahead of the work.
                 jax.block_until_ready(window[-1:])
@@ -178,6 +186,7 @@ def train(
                     # A stop leaves little time: it is saved, not evaluated.
                     stopped = last and not finished
                     if held_out and not stopped and (last or is_due(step, config.eval_every)):
+                        bar.set_description("evaluating")
                         found = evaluate(eval_step, state, held_out, mesh)
                         writer.scalars(step, found)
                         saved.evaluated(step, found["eval/loss"])
@@ -186,14 +195,20 @@ def train(
                         and not stopped
                         and (last or is_due(step, config.sample_every))
                     ):
+                        bar.set_description("drawing samples")
                         writer.images(step, sample_images(state))
                 with clock.on("save"):
                     saved.check()  # that of an earlier step, in the background
                     if saves:
+                        bar.set_description("saving")
                         saved.save(state)
+                        progress.saved = step
+                        if not last:
+                            on_change("saved", step)
                     on_files(last)
                 if last:
                     break
+                bar.set_description("training", refresh=False)
     return state
 
 
@@ -214,6 +229,12 @@ def fitting_mesh(config: LoopConfig) -> jax.sharding.Mesh:
       ConfigError: it does not fit the devices or the batch.
     """
     mesh = make_mesh(config.mesh)
+    require_split(config, mesh)
+    return mesh
+
+
+def require_split(config: LoopConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raise ConfigError unless the mesh splits a batch evenly."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % shares:
         raise ConfigError(
@@ -225,7 +246,6 @@ def fitting_mesh(config: LoopConfig) -> jax.sharding.Mesh:
             f"loop.batch_size = {config.batch_size} cannot be split into loop.micro_batches = "
             f"{config.micro_batches} x {shares} devices; change one of them"
         )
-    return mesh
 
 
 def jitted_train_step(
@@ -298,6 +318,7 @@ def is_due(step: int, every: int) -> bool:
 @dataclasses.dataclass
 class _Progress:
     step: int = 0
+    saved: int = 0
     running: bool = False
 
 
@@ -313,6 +334,7 @@ def _told(on_change: Callable[[str, int], None], steps: int) -> Iterator[_Progre
                 if isinstance(error, NotFiniteError):
                     on_change("diverged", error.step)
                 else:
-                    on_change("failed", progress.step)
+                    lost = isinstance(error, Exception) and is_loss(error)
+                    on_change("interrupted" if lost else "failed", progress.saved)
         raise
     on_change("finished" if progress.step >= steps else "stopped", progress.step)

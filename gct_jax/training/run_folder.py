@@ -2,8 +2,9 @@
 
     config.json       the configuration, replaced by rename when a start has been checked
     provenance.json   identities of the networks and the vocabulary that the run was given
-    status.json       "running", "stopped", "finished", "diverged" or "failed", at which step of how
-                      many, and how often the run diverged at which step
+    status.json       "running", "stopped", "finished", "diverged", "interrupted" (another process
+                      was lost) or "failed"; at which step of how many, that of the last checkpoint
+                      but for "diverged"; and how often the run diverged at which step
     run.lock          one run at a time
     checkpoints/  metrics.jsonl  tensorboard/  samples/  tokenizer.model  data/
 
@@ -33,6 +34,7 @@ from gct_jax.training.start import NEWEST, StartFrom
 
 STATUS = "status.json"
 FAILURES = 2  # at one step, after which a run goes back by itself
+PLACES = ("data.folder", "data.root", "data.reports", "ctvit.vgg16")
 # Fields that may differ when a run goes on: its length and rhythm, the devices and places, and what
 # training does not look at. Everything else changes the state or the order of the data.
 FREE_FIELDS = (
@@ -45,14 +47,11 @@ FREE_FIELDS = (
     "loop.mesh",
     "loop.micro_batches",
     "loop.resume_step",
-    "data.folder",
-    "data.root",
-    "data.reports",
+    *PLACES,
     "remat",
     "model.name",
     "model.description",
     "model.sampling",
-    "ctvit.vgg16",
 )
 # What a stage is given and must stay the same; a text encoder that is trained on may differ.
 INPUTS = {"ctvit": (), "t5": (), "maskgit": ("ctvit", "t5"), "superres": ("ctvit", "t5")}
@@ -70,6 +69,21 @@ def read_config(workdir: Path) -> TrainConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     return from_dict(TrainConfig, values, str(path))
+
+
+def run_fields(config: TrainConfig) -> dict[str, Any]:
+    """Every field of a configuration by its dotted name, but for the places of files, which each
+    host may have elsewhere."""
+    fields = _flat(to_dict(config))
+    return {name: value for name, value in fields.items() if name not in PLACES}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def run_inputs(config: TrainConfig, given: Provenance) -> dict[str, str]:

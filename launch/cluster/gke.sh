@@ -18,8 +18,13 @@ fail() {
 
 if (($# == 0)); then fail "give the options of launch.train"; fi
 export RESTARTS=${RESTARTS:-100}
+missing=()
 for name in NAME IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS; do
-  if [[ -z ${!name:-} ]]; then fail "set $name"; fi
+  if [[ -z ${!name:-} ]]; then missing+=("$name"); fi
+done
+if ((${#missing[@]})); then fail "set ${missing[*]}"; fi
+for name in HOSTS CHIPS RESTARTS; do
+  if [[ ! ${!name} =~ ^[0-9]+$ ]]; then fail "$name is a whole number, not '${!name}'"; fi
 done
 
 quoted=()

@@ -9,8 +9,19 @@
 # SIGTERM and SIGINT reach the command and end the restarts.
 set -uo pipefail
 
+fail() {
+  echo "restart.sh: error: $*" >&2
+  exit 2
+}
+
 restarts=${RESTARTS:-100}
 pause=${RESTART_SECONDS:-10}
+if (($# == 0)); then fail "give the command to run"; fi
+for name in restarts pause; do
+  if [[ ! ${!name} =~ ^[0-9]+$ ]]; then
+    fail "RESTARTS and RESTART_SECONDS are whole numbers, not ${!name}"
+  fi
+done
 stopped=0
 child=0
 

@@ -56,16 +56,20 @@ case $command in
     ;;
   train)
     if (($# == 0)); then fail "give the options of launch.train"; fi
-    # In the background of each worker, so that a lost connection ends nothing.
-    on_workers all "cd gct_jax && nohup bash launch/cluster/restart.sh .venv/bin/python \
--m launch.train --multi-host$(printf ' %q' "$@") > train.log 2>&1 < /dev/null & \
-sleep 1; pgrep -f launch.train > /dev/null && echo started"
+    # In the background of each worker, so that a lost connection ends nothing. The anchor keeps
+    # pgrep from finding the shell that runs this.
+    on_workers all "cd gct_jax || exit 2; \
+if pgrep -f '^bash launch/cluster/restart.sh' > /dev/null; \
+then echo 'already training here; stop it first' >&2; exit 2; fi; \
+nohup bash launch/cluster/restart.sh .venv/bin/python \
+-m launch.train --multi-host$(printf ' %q' "$@") >> train.log 2>&1 < /dev/null & \
+sleep 3; if kill -0 \$! 2> /dev/null; then echo started; else tail -n 3 train.log >&2; exit 2; fi"
     ;;
   logs)
     on_workers "${WORKER:-0}" "tail -n ${LINES_SHOWN:-40} gct_jax/train.log"
     ;;
   stop)
-    on_workers all "pkill -TERM -f launch/cluster/restart.sh"
+    on_workers all "pkill -TERM -f '^bash launch/cluster/restart.sh'"
     ;;
   delete)
     run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet

@@ -58,11 +58,38 @@ def test_what_runs_on_each_worker_is_the_command():
     assert words[:7] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "gct", "--zone"]
     assert "--worker=all" in words
     remote = words[words.index("--command") + 1]
-    inner = remote.partition("-m launch.train")[2].partition(" > train.log")[0]
+    inner = remote.partition("-m launch.train")[2].partition(" >> train.log")[0]
     assert shlex.split(inner) == ["--multi-host", *ARGUMENTS]
     options = parsed(shlex.split(inner))
     assert options.multi_host == "" and options.overrides == ARGUMENTS[4:]
     assert subprocess.run(["bash", "-n", "-c", remote]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("python", "code", "said"), [("sleep 30", 0, "started"), ("echo no such option; exit 2", 2, "")]
+)
+def test_a_start_is_told_if_there_was_one(tmp_path, python, code, said):
+    clone = tmp_path / "gct_jax"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / "launch" / "cluster").mkdir(parents=True)
+    shutil.copy(CLUSTER / "restart.sh", clone / "launch" / "cluster")
+    (clone / ".venv" / "bin" / "python").write_text(f"#!/bin/bash\n{python}\n")
+    (clone / ".venv" / "bin" / "python").chmod(0o755)
+    words = shlex.split(script("tpu_vm.sh", "train", *ARGUMENTS, **TPU).stdout)
+    remote = ["bash", "-c", words[words.index("--command") + 1]]
+    try:
+        done = subprocess.run(remote, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout.strip()) == (code, said)
+        if code == 0:
+            again = subprocess.run(remote, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+            assert again.returncode == 2 and "already training here" in again.stderr
+        else:
+            assert "no such option" in done.stderr
+    finally:
+        stop = shlex.split(script("tpu_vm.sh", "stop", **TPU).stdout)[-1]
+        subprocess.run(["bash", "-c", stop], timeout=30)
+    elsewhere = subprocess.run(remote, cwd=clone, capture_output=True, text=True, timeout=30)
+    assert elsewhere.returncode == 2 and not elsewhere.stdout
 
 
 @pytest.mark.parametrize("what", ["create", "install", "logs", "stop", "delete"])
@@ -113,7 +140,11 @@ def test_the_manifest_holds_the_command_and_is_valid():
         ("tpu_vm.sh", ["create"], TPU | {"ACCELERATOR": ""}, "set ACCELERATOR"),
         ("train.sbatch", [], {}, "give the options"),
         ("gke.sh", [], GKE, "give the options"),
-        ("gke.sh", ARGUMENTS, GKE | {"HOSTS": ""}, "set HOSTS"),
+        ("gke.sh", ARGUMENTS, GKE | {"HOSTS": "", "CHIPS": ""}, "set HOSTS CHIPS"),
+        ("gke.sh", ARGUMENTS, GKE | {"HOSTS": "abc"}, "HOSTS is a whole number, not 'abc'"),
+        ("restart.sh", [], {}, "give the command"),
+        ("restart.sh", ["true"], {"RESTART_SECONDS": "x"}, "whole numbers, not x"),
+        ("train.sbatch", ["--config", "x"], {"DRY_RUN": "0"}, "there is no srun here"),
     ],
 )
 def test_what_is_missing_is_said_in_a_line(name, arguments, environment, message):

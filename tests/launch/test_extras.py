@@ -18,7 +18,7 @@ CALLS = {
     "export_model": ["w", "--out", "m"],
     "demo.evaluate": ["--out", "m"],
     "studies.superres": ["--out", "m"],
-    "tpu_compile": [],
+    "plan.__main__": ["--config", "configs/tiny.py:ctvit"],
     "benchmark.__main__": ["--no-peers", "--out", "m"],
 }
 

@@ -97,6 +97,16 @@ def test_hosts_without_a_common_folder_are_refused_at_once(tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
 
 
+def test_other_options_on_one_process_are_refused(tmp_path):
+    commands = [[*ARGUMENTS, "--workdir", str(tmp_path / "run")] for _ in range(2)]
+    commands[1].append("optimizer.learning_rate=0.1")
+    codes, said = Group(commands=commands).wait(90)
+    assert codes == [2, 2]
+    for text in said:
+        assert "process 1 was started with optimizer.learning_rate = 0.1, process 0 with" in text
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_one_refuses_all_refuse(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     command = [*ARGUMENTS, "--workdir", str(tmp_path / "run"), "loop.seed=7"]

@@ -21,15 +21,16 @@ sys.exit(supervise("child", []))
 """
 CHILD = """
 import os, sys, time
-from gct_jax.runtime.supervision import run_supervised
+from gct_jax.runtime.supervision import run_supervised, tell_joined
 def run():
+    {joined}
     {body}
 sys.exit(run_supervised("child", run))
 """
 
 
-def start(folder, body):
-    (folder / "child.py").write_text(CHILD.format(body=body))
+def start(folder, body, joined="tell_joined()"):
+    (folder / "child.py").write_text(CHILD.format(body=body, joined=joined))
     return subprocess.Popen(
         [sys.executable, "-c", PARENT],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
@@ -39,8 +40,8 @@ def start(folder, body):
     )
 
 
-def ended(folder, body):
-    process = start(folder, body)
+def ended(folder, body, **options):
+    process = start(folder, body, **options)
     said = process.communicate(timeout=60)[1]
     return process.returncode, said
 
@@ -103,6 +104,21 @@ def test_signals_are_handed_on(tmp_path):
     assert said.startswith("child: interrupted")
 
 
+def test_before_the_others_have_joined_a_signal_ends_at_once(tmp_path):
+    process = start(tmp_path, f"signal.signal(15, signal.SIG_IGN); {WAIT}", "import signal")
+    ready(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 143
+    assert said == "child: stopped before all processes had joined\n"
+
+
+def test_others_that_do_not_come_are_not_taken_for_lost(tmp_path):
+    code, said = ended(tmp_path, ABORT, joined="pass")
+    assert code == 75
+    assert "the other processes did not come; nothing was trained" in said.splitlines()[-1]
+
+
 def test_a_child_ends_with_its_parent(tmp_path):
     process = start(tmp_path, WAIT)
     child = ready(tmp_path)
@@ -120,7 +136,7 @@ def test_only_what_jax_raised_is_a_loss(monkeypatch):
     def loss(cause):
         error = ConfigError(f"told in a line: {cause}")
         error.__cause__ = cause
-        return supervision._is_loss(error)
+        return supervision.is_loss(error)
 
     assert loss(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: closed by peer"))
     assert not loss(OSError("Connection refused"))  # of an object store

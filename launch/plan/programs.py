@@ -1,11 +1,9 @@
-"""The programs of the published model as shapes only: what a TPU compiler needs of them.
+"""The programs of training and generation as shapes only: what a TPU compiler needs of them.
 
 Nothing is computed and no weight exists: every array is a `jax.ShapeDtypeStruct` with the sharding
 that training and sampling would give it.
 """
 
-import dataclasses
-import functools
 import math
 
 import jax
@@ -14,100 +12,93 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from gct_jax.components import abstract_variables, build_component
+from gct_jax.components import abstract_variables, build_component, present_components
 from gct_jax.config import ModelConfig
 from gct_jax.kernels.attention import attention
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.models.perceptual import VGG16Features
 from gct_jax.models.transformer import COSINE_SCALE
 from gct_jax.random_keys import random_key
-from gct_jax.sampling.cascade import model_token_grid
-from gct_jax.sampling.guidance import with_guidance
-from gct_jax.sampling.settings import superres_settings
+from gct_jax.sampling import programs
+from gct_jax.sampling.cascade import model_token_grid, sampling_program
+from gct_jax.sampling.settings import Settings, choose_settings, superres_settings
 from gct_jax.sampling.superres import super_resolve_batch
-from gct_jax.sampling.token_decoding import DecodingPlan, decode_tokens
-from gct_jax.sharding import BATCH, state_shardings
+from gct_jax.sharding import BATCH, make_mesh, state_shardings
 from gct_jax.training.config import TrainConfig
 from gct_jax.training.loop import jitted_train_step, with_shardings
 from gct_jax.training.stages import make_stage
+from gct_jax.training.state import TrainState
 
 VGG_IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
 
-def train_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """One training step of a stage, state and batch laid out over the mesh."""
-    stage = make_stage(config)
+def abstract_state(config: TrainConfig) -> TrainState:
+    """The state of a stage as shapes, with the networks that it takes from elsewhere."""
     pretrained = {}
-    if config.ctvit.perceptual_weight:
+    if config.stage == "ctvit" and config.ctvit.perceptual_weight:
         vgg = jax.eval_shape(VGG16Features().init, random_key(0), VGG_IMAGE)
         pretrained["vgg16"] = vgg["params"]
-    abstract = jax.eval_shape(stage.init_state, random_key(0), pretrained)
+    state: TrainState = jax.eval_shape(make_stage(config).init_state, random_key(0), pretrained)
+    return state
+
+
+def train_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """One training step of a stage, state and batch laid out over the mesh."""
+    abstract = abstract_state(config)
     shardings = state_shardings(abstract, mesh)
-    step = jitted_train_step(stage, shardings, mesh)
+    step = jitted_train_step(make_stage(config), shardings, mesh, config.optimizer.spike_factor)
     with jax.set_mesh(mesh):
         return step.lower(with_shardings(abstract, shardings), _batch(config, mesh), None)
 
 
 def sample_volumes(model: ModelConfig, mesh: Mesh, prompts: int, dtype: str) -> jax.stages.Lowered:
-    """Text embeddings of `prompts` prompts to volumes [prompts, depth, height, width, channels]:
-    MaskGIT's guided decoding and CT-ViT's decoder in one program, weights on every chip."""
-    assert model.maskgit and model.t5
-    maskgit, ctvit = (
-        build_component(model, component, dtype) for component in ("maskgit", "ctvit")
+    """What `generate` runs of `prompts` prompts up to the low-resolution volumes, on each chip the
+    same program (`gct_jax.sampling.programs.sample_volumes`)."""
+    assert model.t5
+    program = sampling_program(model, _settings(model, dtype))
+    names = [name for name in present_components(model) if name != "superres"]
+    variables = {name: abstract_variables(model, name) for name in names}
+    inputs = (
+        jax.ShapeDtypeStruct((prompts, model.t5.max_length), jnp.int32),
+        jax.eval_shape(lambda: jax.random.split(random_key(0), prompts)),
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct((), jnp.float32),
     )
-    plan = DecodingPlan(
-        grid=model_token_grid(model, model.volume.slices),
-        mask_id=model.maskgit.num_tokens,
-        steps=model.sampling.steps,
-        temperature=model.sampling.temperature,
-    )
-
-    def sample(variables: PyTree, keys: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
-        apply = functools.partial(maskgit.apply, variables["maskgit"])
-        logits_fn = with_guidance(apply, text, mask, jnp.float32(model.sampling.guidance))
-        ids = decode_tokens(logits_fn, keys, plan)
-        return ctvit.apply(variables["ctvit"], ids, method="decode")
-
-    variables = {
-        component: abstract_variables(model, component) for component in ("maskgit", "ctvit")
-    }
-    length = model.t5.max_length
-    inputs = {
-        "keys": jax.eval_shape(lambda: jax.random.split(random_key(0), prompts)),
-        "text": jax.ShapeDtypeStruct((prompts, length, model.t5.dim), jnp.float32),
-        "mask": jax.ShapeDtypeStruct((prompts, length), jnp.bool_),
-    }
-    with jax.set_mesh(mesh):
-        return jax.jit(sample).lower(_placed(variables, mesh, P()), **_placed(inputs, mesh, BATCH))
+    alone = _one_chip(mesh)
+    with jax.set_mesh(alone):
+        placed = _placed((variables, *inputs), alone, P())
+        return programs.sample_volumes.lower(*placed, program=program)
 
 
 def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> jax.stages.Lowered:
-    """A batch of slices from noise to image, every step, weights on every chip."""
+    """What `generate` runs of a batch of slices, every step; slices are split over all chips."""
     assert model.t5 and model.superres and model.diffusion
     apply = build_component(model, "superres", dtype).apply
-    unet, size = model.superres, model.volume.image_size
-    settings = superres_settings(model, model.sampling)
-    length = model.t5.max_length
-    rows = {
-        "low_res": jax.ShapeDtypeStruct((slices, size, size, unet.channels), jnp.float32),
-        "index": jax.ShapeDtypeStruct((slices,), jnp.int32),
-        "prompt": {
-            "text": jax.ShapeDtypeStruct((slices, length, model.t5.dim), jnp.float32),
-            "text_mask": jax.ShapeDtypeStruct((slices, length), jnp.bool_),
-        },
-        "keys": jax.eval_shape(lambda: jax.random.split(random_key(0), slices)),
+    unet, size, length = model.superres, model.volume.image_size, model.t5.max_length
+    prompt = {
+        "text": jax.ShapeDtypeStruct((slices, length, model.t5.dim), jnp.float32),
+        "text_mask": jax.ShapeDtypeStruct((slices, length), jnp.bool_),
     }
-
-    def run(variables: PyTree, rows: dict[str, PyTree]) -> jax.Array:
-        return super_resolve_batch(
-            jax.tree_util.Partial(apply, variables),
-            **rows,
-            settings=settings,
-        )
-
-    variables = abstract_variables(model, "superres")
+    rows = (
+        jax.ShapeDtypeStruct((slices, size, size, unet.channels), jnp.float32),
+        jax.ShapeDtypeStruct((slices,), jnp.int32),
+        prompt if unet.text_embed_dim else {},
+        jax.eval_shape(lambda: jax.random.split(random_key(0), slices)),
+    )
     with jax.set_mesh(mesh):
-        return jax.jit(run).lower(_placed(variables, mesh, P()), _placed(rows, mesh, BATCH))
+        variables = _placed(abstract_variables(model, "superres"), mesh, P())
+        network = jax.tree_util.Partial(apply, variables)
+        placed = _placed(rows, mesh, BATCH)
+        settings = superres_settings(model, _settings(model, dtype))
+        return super_resolve_batch.lower(network, *placed, settings)
+
+
+def _settings(model: ModelConfig, dtype: str) -> Settings:
+    return choose_settings(model, slices=model.volume.slices, dtype=dtype)
+
+
+def _one_chip(mesh: Mesh) -> Mesh:
+    return make_mesh((1, 1, 1), list(mesh.devices.flat))
 
 
 def attend(
@@ -167,9 +158,3 @@ def _placed(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
-
-
-def with_rows(config: TrainConfig, rows: int, dtype: str) -> TrainConfig:
-    """The configuration with another batch size and compute type."""
-    loop = dataclasses.replace(config.loop, batch_size=rows)
-    return dataclasses.replace(config, loop=loop, dtype=dtype)

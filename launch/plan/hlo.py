@@ -1,0 +1,179 @@
+"""What a compiled program moves, read from the compiler's text.
+
+Of every instruction outside of fused computations: the bytes of its operands and its result. A loop
+whose number of turns the compiler knows counts that often. Of a collective over groups of n chips,
+with R the bytes of its result on a chip, each chip receives
+
+    all-gather, all-to-all   R (n - 1) / n            collective-permute   R                     (1)
+    all-reduce               2 R (n - 1) / n          reduce-scatter       R (n - 1)             (2)
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ITEM_BYTES = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
+    **dict.fromkeys(("f32", "s32", "u32"), 4),
+    **dict.fromkeys(("f64", "s64", "u64"), 8),
+}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+# They move nothing, or what they move is counted elsewhere.
+FREE = {
+    *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional"),
+    *("call", "copy-start", "copy-done", "async-start", "async-done", "async-update"),
+    *("partition-id", "replica-id", "after-all"),
+}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\n", re.M)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(?[^=]*?\)?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(" + "|".join(ITEM_BYTES) + r")\[([\d,]*)\]")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
+
+
+class Instruction(NamedTuple):
+    """One that moves something.
+
+    bytes_moved: of operands and result, each time. times: how often it runs. result: its type.
+    source: the operation of the program that it comes from.
+    """
+
+    name: str
+    operation: str
+    result: str
+    bytes_moved: float
+    times: int
+    group: int
+    source: str
+
+
+def instructions(text: str) -> list[Instruction]:
+    """All of a program that move something, from `compiled.as_text()`."""
+    found: list[Instruction] = []
+    bodies = _bodies(text)
+    for name, times in _turns(bodies).items():
+        found.extend(_read(bodies[name], times))
+    return found
+
+
+def received_bytes(instruction: Instruction) -> float:
+    """Equations (1) and (2): what each chip receives in a collective, all times together."""
+    size, n = array_bytes(_last(instruction)), instruction.group
+    kind = collective(instruction.operation)
+    factor = {
+        "all-gather": (n - 1) / n,
+        "all-to-all": (n - 1) / n,
+        "all-reduce": 2 * (n - 1) / n,
+        "reduce-scatter": n - 1,
+        "collective-permute": 1,
+    }[kind]
+    return size * factor * instruction.times
+
+
+def collective(operation: str) -> str:
+    """The kind of a collective instruction; "" for others, and for the end of one that waits."""
+    kind = operation.removesuffix("-start")
+    return kind if kind in COLLECTIVES else ""
+
+
+def array_bytes(text: str) -> int:
+    """Bytes of all arrays that a type names."""
+    return sum(
+        ITEM_BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in _ARRAY.findall(text)
+    )
+
+
+def _last(instruction: Instruction) -> str:
+    """Of an asynchronous collective's type (operand, result), the result."""
+    if not instruction.operation.endswith("-start"):
+        return instruction.result
+    arrays = [match[0] for match in re.finditer(_ARRAY, instruction.result)]
+    return arrays[-1] if len(arrays) == 2 else ", ".join(arrays[len(arrays) // 2 :])
+
+
+def _bodies(text: str) -> dict[str, list[str]]:
+    """Lines of each computation by its name; the entry is called "ENTRY"."""
+    marks = list(_COMPUTATION.finditer(text))
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    return {
+        "ENTRY" if mark[1] else mark[2]: text[mark.end() : end].split("\n")
+        for mark, end in zip(marks, ends, strict=True)
+    }
+
+
+def _turns(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation that is not fused runs."""
+    times: dict[str, int] = collections.defaultdict(int)
+
+    def visit(name: str, count: int) -> None:
+        times[name] += count
+        for line in bodies[name]:
+            loop = re.search(r" while\(.*body=%?([\w.\-]+)", line)
+            if loop:
+                turns = _TURNS.search(line)
+                visit(loop[1], count * (int(turns[1]) if turns else 1))
+            for called in _called(line):
+                if called in bodies:
+                    visit(called, count)
+
+    visit("ENTRY", 1)
+    return dict(times)
+
+
+def _called(line: str) -> Iterator[str]:
+    """Computations that an instruction runs once: branches and calls."""
+    if re.search(r" conditional\(", line):
+        branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+        names = (
+            branches[1]
+            if branches
+            else " ".join(re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", line))
+        )
+        yield from re.findall(r"%?([\w.\-]+)", names)
+    call = re.search(r" call\(.*to_apply=%?([\w.\-]+)", line)
+    if call:
+        yield call[1]
+
+
+def _read(lines: list[str], times: int) -> Iterator[Instruction]:
+    types: dict[str, str] = {}
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, result, operation, rest = match.groups()
+        types[name] = result
+        if operation in FREE or operation.endswith("-done"):
+            continue
+        operands = re.findall(r"%([\w.\-]+)", rest.split("metadata")[0].split("calls=")[0])
+        moved = array_bytes(result) + sum(array_bytes(types.get(name, "")) for name in operands)
+        source = re.search(r'op_name="([^"]*)"', line)
+        yield Instruction(
+            name, operation, result, moved, times, _group(line), source[1] if source else ""
+        )
+
+
+def _group(line: str) -> int:
+    """Chips of a collective's group, 1 for others."""
+    of_mesh = _MESH_GROUPS.search(line)
+    if of_mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", of_mesh[1]))
+        axes = _MESH_AXIS.findall(of_mesh[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
+    groups = _GROUPS.search(line)
+    if not groups:
+        return 1
+    return len(groups[1].split(",")) if groups[1] else int(groups[3])
