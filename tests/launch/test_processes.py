@@ -94,7 +94,7 @@ def test_hosts_without_a_common_folder_are_refused_at_once(tmp_path):
     assert codes == [2, 2], said
     for text in said:
         assert "is not the same folder on all hosts: process 1 (host " in text
-    assert list((tmp_path / "a").iterdir()) == []
+    assert not (tmp_path / "a").exists()
 
 
 def test_other_options_on_one_process_are_refused(tmp_path):
