@@ -46,8 +46,9 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     # transformers: heads and hidden units over "tensor", back to the residual stream
     (r"(query|key|value|gate|wide|wi_\d)/kernel$", COLUMNS),
     (r"/(out|wo)/kernel$", ROWS),
-    (r"(token|token_embedder)/embedding$", ROWS),
-    (r"embedding/position$", P(None, "fsdp")),
+    (r"token_embedder/embedding$", ROWS),
+    # MaskGIT's have one row more than there are codes, or as many as there may be positions
+    (r"(token/embedding|embedding/position)$", P(None, ("fsdp", "tensor"))),
     # CT-ViT's patches, MaskGIT's vocabulary
     (r"(linear|pixels|first_pixels|to_logits)/kernel$", COLUMNS),
     (r"(logit|dense_\d)/kernel$", COLUMNS),
@@ -94,11 +95,15 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     for pattern, spec in PARAMETER_RULES:
         if len(spec) in (0, len(shape)) and re.search(pattern, path):
             axes = [
-                axis if axis is not None and size % mesh.shape[axis] == 0 else None
+                axis if axis is not None and size % _chips(axis, mesh) == 0 else None
                 for axis, size in zip(spec, shape, strict=False)
             ]
             return P(*axes)
     raise ConfigError(f"no sharding rule matches parameter {path} of shape {shape}")
+
+
+def _chips(axis: str | tuple[str, ...], mesh: Mesh) -> int:
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
 
 
 def state_shardings(abstract: PyTree, mesh: Mesh) -> PyTree:

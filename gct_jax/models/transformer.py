@@ -145,6 +145,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Gated feed-forward network, equation (3), of inner width `ff_dim` or floor(8 dim / 3).
 
+    Weights that were padded with hidden units of zeros (`gct_jax.training.padding`) are taken as
+    they are: they compute the same.
+
     Attributes:
       dtype: computation type; norms and softmax stay float32.
     """
@@ -157,6 +160,8 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         """[..., dim] -> [..., dim]."""
         inner = self.ff_dim or 8 * self.dim // 3
+        if self.has_variable("params", "out"):
+            inner = self.get_variable("params", "out")["kernel"].shape[0]
         x = layer_norm("norm", self.dtype)(x)
         value = linear(inner, self.dtype, "value")(x)
         gate = linear(inner, self.dtype, "gate")(x)

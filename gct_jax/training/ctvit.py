@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from gct_jax.components import build_component, init_component
+from gct_jax.components import abstract_variables, build_component, init_component
 from gct_jax.errors import ConfigError
 from gct_jax.models import quantizer
 from gct_jax.models.ctvit import CTViT, CTViTOutput, slice_to_token_mask
@@ -46,6 +46,7 @@ from gct_jax.training.optimizer import (
     make_optimizer,
     update_ema,
 )
+from gct_jax.training.padding import cropped, padded
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit
 
@@ -64,7 +65,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, PyTree
     variables = pretrained.get("ctvit")
     if variables is None:
         variables = init_component(config.model, "ctvit", ctvit_key)
-    params = {"ctvit": variables["params"]}
+    params = {"ctvit": padded(variables["params"])}
     optimizers = {"ctvit": make_optimizer(config.optimizer, config.loop.steps)}
     extra = {"codebook": variables["codebook"]["quantizer"]}
     if config.ctvit.adversarial:
@@ -375,4 +376,6 @@ def shipped_items(config: TrainConfig) -> tuple[str, ...]:
 def trained_components(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     """Averaged weights and codebook as the component of a model folder."""
     codebook = {"quantizer": state.extra["codebook"]}
-    return {"ctvit": {"params": state.ema["ctvit"], "codebook": codebook}}
+    published = abstract_variables(config.model, "ctvit")["params"]
+    params = cropped(state.ema["ctvit"], published)
+    return {"ctvit": {"params": params, "codebook": codebook}}

@@ -27,7 +27,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from gct_jax.components import build_component, init_component, joined_variables
+from gct_jax.components import (
+    abstract_variables,
+    build_component,
+    init_component,
+    joined_variables,
+)
 from gct_jax.corruption import masking
 from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
@@ -40,6 +45,7 @@ from gct_jax.training.optimizer import (
     slowed,
     update_ema,
 )
+from gct_jax.training.padding import cropped, padded
 from gct_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -76,6 +82,7 @@ def init_state(config: TrainConfig, key: jax.Array, pretrained: dict[str, PyTree
         ]
         for name, own in zip(names, jax.random.split(key, 3), strict=False)
     }
+    params = {name: padded(tree) for name, tree in params.items()}
     extra = {} if config.maskgit.train_text_encoder else {"t5": params.pop("t5")}
     return TrainState(
         step=jnp.int32(0),
@@ -237,4 +244,7 @@ def shipped_items(config: TrainConfig) -> tuple[str, ...]:
 
 def trained_components(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     """Averaged weights as components of a model folder."""
-    return {name: {"params": params} for name, params in {**state.extra, **state.ema}.items()}
+    return {
+        name: {"params": cropped(params, abstract_variables(config.model, name)["params"])}
+        for name, params in {**state.extra, **state.ema}.items()
+    }

@@ -13,10 +13,12 @@ from compiling import quick_jit
 from tiny_model import random_variables
 
 from configs import tiny
+from gct_jax.components import COMPONENTS, abstract_variables
 from gct_jax.config import override
 from gct_jax.random_keys import random_key
 from gct_jax.training import config as training_config
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.padding import cropped
 from gct_jax.training.stages import stage_module
 
 STEPS = 3
@@ -112,6 +114,15 @@ def pretrained(config):
     return {p: jax.tree.map(jnp.asarray, random_variables(config.model, p)) for p in components}
 
 
+def with_published_widths(config, trees):
+    return {
+        name: cropped(tree, abstract_variables(config.model, name)["params"])
+        if name in COMPONENTS
+        else tree
+        for name, tree in trees.items()
+    }
+
+
 @pytest.mark.parametrize("stage", SETTINGS)
 @pytest.mark.long
 def test_pinned_training(stage):
@@ -127,7 +138,9 @@ def test_pinned_training(stage):
     evaluation = quick_jit(functools.partial(module.eval_step, config))(state, batch, random_key(1))
     results["evaluation"] = {name: float(value) for name, value in evaluation.items()}
     moved = jax.tree.map(jnp.subtract, (state.params, state.ema), (start.params, start.ema))
-    results["changed"] = pinned_run.summary(moved)
+    results["changed"] = pinned_run.summary(
+        tuple(with_published_widths(config, tree) for tree in moved)
+    )
     results["exported"] = pinned_run.summary(module.trained_components(config, state))
     pinned_run.check(f"train_{stage}", results)
 
