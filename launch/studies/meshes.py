@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             workdir = options.workdir or Path(folder)
             found = study(workdir, options.stage, options.processes)
-        text = report(found)
+        text = report(found, options.processes)
         with replace_when_done(options.out) as path:
             path.write_text(text, encoding="utf-8")
         print(text)
@@ -191,16 +191,17 @@ def difference(there: dict[Any, float], alone: dict[Any, float]) -> float:
     return max(abs(there[key] - alone[key]) / abs(alone[key]) for key in alone)
 
 
-def report(found: dict[Key, float]) -> str:
+def report(found: dict[Key, float], processes: Sequence[int]) -> str:
     """The page."""
+    counts = " ".join(map(str, processes))
     header = ("stage", "processes", *("x".join(map(str, mesh)) for mesh in MESHES))
     return "\n".join(
         [
             "# The same losses on every mesh",
             "",
-            "`python -m launch.studies.meshes`: the largest relative difference of a loss, in",
-            "training or evaluation, from that of one device, in float32. Eight devices as",
-            "data x fsdp x tensor belong to 1, 2 or 4 processes.",
+            f"`python -m launch.studies.meshes --processes {counts}`: the largest relative difference",
+            "of a loss, in training or evaluation, from that of one device, in float32. Eight devices",
+            "as data x fsdp x tensor belong to so many processes.",
             "",
             markdown_table([header, *_rows(found)]),
             "",
