@@ -199,9 +199,9 @@ def report(found: dict[Key, float], processes: Sequence[int]) -> str:
         [
             "# The same losses on every mesh",
             "",
-            f"`python -m launch.studies.meshes --processes {counts}`: the largest relative difference",
-            "of a loss, in training or evaluation, from that of one device, in float32. Eight devices",
-            "as data x fsdp x tensor belong to so many processes.",
+            f"`python -m launch.studies.meshes --processes {counts}`: the largest relative",
+            "difference of a loss, in training or evaluation, from that of one device, in",
+            "float32. Eight devices as data x fsdp x tensor belong to so many processes.",
             "",
             markdown_table([header, *_rows(found)]),
             "",
