@@ -36,14 +36,16 @@ def padded(params: PyTree) -> PyTree:
 
 
 def cropped(params: PyTree, published: PyTree) -> PyTree:
-    """Parameters without what `padded` has added.
+    """Parameters, or their shapes, without what `padded` has added.
 
     published: the same tree, of shapes alone or arrays, with the widths that are handed on.
     """
-    return jax.tree.map(
-        lambda leaf, shape: (
-            leaf[tuple(map(slice, shape.shape))] if leaf.shape != shape.shape else leaf
-        ),
-        params,
-        published,
-    )
+
+    def crop(leaf: PyTree, shape: PyTree) -> PyTree:
+        if leaf.shape == shape.shape:
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
+        return leaf[tuple(map(slice, shape.shape))]
+
+    return jax.tree.map(crop, params, published)
