@@ -145,8 +145,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Gated feed-forward network, equation (3), of inner width `ff_dim` or floor(8 dim / 3).
 
-    Weights that were padded with hidden units of zeros (`gct_jax.training.padding`) are taken as
-    they are: they compute the same.
+    Weights that were padded with hidden units of zeros (`gct_jax.training.hidden_units`) are taken
+    as they are: they compute the same.
 
     Attributes:
       dtype: computation type; norms and softmax stay float32.

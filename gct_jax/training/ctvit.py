@@ -39,6 +39,7 @@ from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training import ctvit_losses as losses
 from gct_jax.training.config import OptimizerConfig, TrainConfig
+from gct_jax.training.hidden_units import cropped, padded
 from gct_jax.training.micro_batches import in_micro_batches
 from gct_jax.training.optimizer import (
     apply_gradients,
@@ -46,7 +47,6 @@ from gct_jax.training.optimizer import (
     make_optimizer,
     update_ema,
 )
-from gct_jax.training.padding import cropped, padded
 from gct_jax.training.state import TrainState
 from gct_jax.volumes.intensity import WINDOWS_HU, from_unit
 

@@ -37,6 +37,7 @@ from gct_jax.corruption import masking
 from gct_jax.random_keys import row_uniforms
 from gct_jax.training import counterfactual_pairs
 from gct_jax.training.config import TrainConfig
+from gct_jax.training.hidden_units import cropped, padded
 from gct_jax.training.micro_batches import in_micro_batches
 from gct_jax.training.optimizer import (
     apply_gradients,
@@ -45,7 +46,6 @@ from gct_jax.training.optimizer import (
     slowed,
     update_ema,
 )
-from gct_jax.training.padding import cropped, padded
 from gct_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from launch.plan.hlo import Instruction
     from launch.plan.page import Row
 
-STAGES = ("ctvit", "t5", "maskgit", "superres")
 PUBLISHED = ("ctvit", "maskgit", "superres")
 COMPILED_MESHES = 2
 

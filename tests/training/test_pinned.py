@@ -18,7 +18,7 @@ from gct_jax.config import override
 from gct_jax.random_keys import random_key
 from gct_jax.training import config as training_config
 from gct_jax.training.config import TrainConfig
-from gct_jax.training.padding import cropped
+from gct_jax.training.hidden_units import cropped
 from gct_jax.training.stages import stage_module
 
 STEPS = 3
