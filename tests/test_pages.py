@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chest_ct import chest, save
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,10 +35,7 @@ def test_the_functional_page():
 @pytest.mark.long
 def test_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from gct_jax import CT
-
-    CT.from_array(np.random.default_rng(0).uniform(-1000, 500, (20, 40, 40)), (9, 8, 8)).save("in")
-    (tmp_path / "in" / "volume.nii.gz").rename("ct.nii.gz")
+    save(tmp_path / "ct.nii.gz", chest())
     found = run("README.md")
     assert found["ct"].volume_hu.shape == (33, 256, 256)
     assert (tmp_path / "out" / "preview.png").exists()

@@ -34,6 +34,7 @@ trap hand_on TERM INT
 for ((attempt = 0; ; attempt++)); do
   "$@" &
   child=$!
+  if ((stopped)); then kill -TERM "$child" 2>/dev/null; fi # a signal came before the number was known
   wait "$child"
   code=$?
   while kill -0 "$child" 2>/dev/null; do # a signal interrupts `wait` before the command has ended

@@ -173,8 +173,12 @@ def test_a_signal_reaches_the_command_and_ends_the_restarts(tmp_path):
     ready, saved = tmp_path / "ready", tmp_path / "saved"
     inner = f"trap 'sleep 0.3; touch {saved}; exit 75' TERM; touch {ready}; sleep 60 & wait $!"
     process = subprocess.Popen(["bash", str(CLUSTER / "restart.sh"), "bash", "-c", inner])
-    while not ready.exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
+    try:
+        while not ready.exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=50) == 75
+    finally:
+        process.kill()
+        process.wait()
     assert saved.exists()
