@@ -81,7 +81,17 @@ def network(component):
 TEXT, MASK = normal(1, 48, CONFIG.t5.dim), jnp.ones((1, 48), bool)
 
 
-@pytest.mark.parametrize("case", [ctvit, ctvit_decode, maskgit, t5, superres, discriminator])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ctvit,
+        ctvit_decode,
+        maskgit,
+        t5,
+        superres,
+        pytest.param(discriminator, marks=pytest.mark.slow),
+    ],
+)
 def test_both_modes_agree(case):
     """<J v, u> = <v, J^T u>, with J v in forward mode and J^T u in reverse mode."""
     call, x = case()

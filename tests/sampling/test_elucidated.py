@@ -109,6 +109,7 @@ def test_churn_is_shared_among_the_steps(churn, gamma):
     assert between.any() and not found[~between].any()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_elucidated_process_is_sampled_by_this_solver():
     """Against the solver called with the network's own equations, one slice at a time."""
     config = dataclasses.replace(

@@ -169,8 +169,10 @@ def test_every_setting_is_away_from_its_default(stage):
 
 # --- The wires one by one
 
+AVERAGED = [pytest.param(s, marks=pytest.mark.slow) if s == "ctvit" else s for s in SETTINGS]
 
-@pytest.mark.parametrize("stage", SETTINGS)
+
+@pytest.mark.parametrize("stage", AVERAGED)
 def test_what_is_exported_are_the_averages(stage):
     config = configuration(stage)
     module = stage_module(config)
@@ -185,7 +187,7 @@ def test_what_is_exported_are_the_averages(stage):
             assert (np.asarray(leaf) == 2).all(), component
 
 
-@pytest.mark.parametrize("stage", SETTINGS)
+@pytest.mark.parametrize("stage", AVERAGED)
 def test_what_is_evaluated_are_the_averages(stage):
     config, batch = configuration(stage), batch_of(stage)
     module = stage_module(config)
