@@ -26,7 +26,7 @@ from gct_jax.kernels.bias import RelativeBias, bias_matrix
 from gct_jax.kernels.chunked import attend_chunked
 from gct_jax.kernels.cudnn import attend_cudnn
 from gct_jax.kernels.dense import attend_batched, attend_dense, attend_unrolled, by_head
-from gct_jax.kernels.flash import attend_flash, fits_flash
+from gct_jax.kernels.flash import attend_flash, fits_flash, with_tiles
 from gct_jax.kernels.reverse_mode import reverse_mode_only
 from gct_jax.kernels.target import target_platform
 
@@ -106,12 +106,19 @@ OWN_BACKWARD: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+def shared_bias(bias: RelativeBias, backend: str = "auto") -> RelativeBias:
+    """The bias with all that layers can share of its expansion, where their attention, with this
+    `backend`, is one of `attention` over its whole grid."""
+    logits = math.prod(bias.grid) ** 2
+    chosen = backend == "auto" and logits > _dense_limit(bias) and _flash_suits(bias)
+    return with_tiles(bias) if chosen or backend == "flash" else bias
+
+
 def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
     """The backend of "auto" for queries [batch, n, heads, dim] and so many logits per head."""
     platform = target_platform()
-    plain_on_cpu = platform == "cpu" and bias is None
-    if logits > (CPU_UNBIASED_LOGITS_LIMIT if plain_on_cpu else DENSE_LOGITS_LIMIT):
-        if platform == "tpu" and fits_flash(bias):
+    if logits > _dense_limit(bias):
+        if _flash_suits(bias):
             return "flash"
         if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
             return "cudnn"
@@ -119,6 +126,15 @@ def choose_backend(q: jax.Array, logits: int, bias: RelativeBias | None) -> str:
     if platform != "cpu":
         return "dense"
     return "unrolled" if logits >= UNROLLED_LOGITS and _worth_unrolling(q) else "batched"
+
+
+def _dense_limit(bias: RelativeBias | None) -> int:
+    plain_on_cpu = target_platform() == "cpu" and bias is None
+    return CPU_UNBIASED_LOGITS_LIMIT if plain_on_cpu else DENSE_LOGITS_LIMIT
+
+
+def _flash_suits(bias: RelativeBias | None) -> bool:
+    return target_platform() == "tpu" and fits_flash(bias)
 
 
 def _worth_unrolling(q: jax.Array) -> bool:

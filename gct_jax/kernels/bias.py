@@ -28,14 +28,16 @@ class RelativeBias:
 
     table: [heads, 2T-1, 2H-1, 2W-1] float32; entry [h, T-1+a, H-1+b, W-1+c] belongs to (a, b, c).
     grid: (T, H, W), the extent of the token grid.
+    tiles: what `gct_jax.kernels.flash.with_tiles` makes of the table, for layers that share it.
     """
 
     table: Float[Array, "heads times rows columns"]
     grid: tuple[int, int, int]
+    tiles: Float[Array, "heads offsets keys queries"] | None = None
 
     def tree_flatten(self) -> tuple[tuple, tuple[int, int, int]]:
-        """The table, or what JAX has put in its place, and what stays."""
-        return (self.table,), self.grid
+        """The arrays, or what JAX has put in their place, and what stays."""
+        return (self.table, self.tiles), self.grid
 
     @classmethod
     def tree_unflatten(cls, grid: tuple[int, int, int], children: tuple) -> "RelativeBias":
@@ -43,6 +45,7 @@ class RelativeBias:
         bias = object.__new__(cls)
         object.__setattr__(bias, "table", children[0])
         object.__setattr__(bias, "grid", grid)
+        object.__setattr__(bias, "tiles", children[1])
         return bias
 
 

@@ -147,9 +147,7 @@ def depthwise(
     x: [batch, time, height, width, dim]. kernel: [3, 3, 3, dim]. bias: [dim].
     past: how many of its three frames come before the present one.
     """
-    if target_platform() != "cpu":  # elsewhere one frame after the other would take longer
-        return _add_shifted(x, kernel, bias, past)
-    return _depthwise(x, kernel, bias, past)
+    return _depthwise(x, kernel, bias, past, target_platform() == "cpu")
 
 
 def _add_shifted(x: jax.Array, kernel: jax.Array, bias: Any, past: int) -> jax.Array:
@@ -162,17 +160,21 @@ def _add_shifted(x: jax.Array, kernel: jax.Array, bias: Any, past: int) -> jax.A
     return y.astype(x.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _depthwise(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, past: int, by_frame: bool
+) -> jax.Array:
     return _add_shifted(x, kernel, bias, past)
 
 
 @_depthwise.defjvp
-def _depthwise_jvp(past: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _depthwise_jvp(
+    past: int, by_frame: bool, primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
     # The bias is in the sum, which makes it affine; its derivatives are bilinear.
     (x, kernel, bias), (dx, dkernel, dbias) = primals, tangents
     of_bias = jnp.broadcast_to(dbias.astype(jnp.float32), x.shape).astype(x.dtype)
-    static = {"past": past, "kernel_dtype": kernel.dtype}
+    static = {"past": past, "kernel_dtype": kernel.dtype, "by_frame": by_frame}
     dy = _shifted(dx, kernel, **static) + _shifted(x, dkernel, **static) + of_bias
     return _add_shifted(x, kernel, bias, past), dy
 
@@ -186,33 +188,50 @@ def _shift_of_x(gradient: jax.Array, kernel: jax.Array, past: int, **_: Any) -> 
     return _add_shifted(gradient, jnp.flip(kernel, (0, 1, 2)), 0.0, 2 - past)
 
 
-def _shift_of_kernel(x: jax.Array, gradient: jax.Array, past: int, kernel_dtype: Any) -> jax.Array:
-    return depthwise_filter_gradient(x, gradient, past).astype(kernel_dtype)
+def _shift_of_kernel(
+    x: jax.Array, gradient: jax.Array, past: int, kernel_dtype: Any, by_frame: bool
+) -> jax.Array:
+    # One frame after the other takes longer anywhere but on a CPU.
+    frames = 1 if by_frame else x.shape[1]
+    return depthwise_filter_gradient(x, gradient, past, frames).astype(kernel_dtype)
 
 
 _shifted = bilinear("shifted_sum", _shift, _shift_of_x, _shift_of_kernel)
 
 
-def depthwise_filter_gradient(x: jax.Array, gradient: jax.Array, past: int) -> jax.Array:
-    """Equation (3) of x and gradient [batch, time, height, width, dim]: [3, 3, 3, dim] float32."""
+def depthwise_filter_gradient(
+    x: jax.Array, gradient: jax.Array, past: int, together: int = 1
+) -> jax.Array:
+    """Equation (3) of x and gradient [batch, time, height, width, dim]: [3, 3, 3, dim] float32.
+
+    together: frames at a time, which divides their number.
+    """
     _, frames, height, width, dim = x.shape
     padded = _with_margin(x, past)
 
-    def add_frame(total: jax.Array, frame: jax.Array) -> tuple[jax.Array, None]:
-        near = lax.dynamic_slice_in_dim(padded, frame, 3, axis=1)
-        present = lax.dynamic_slice_in_dim(gradient, frame, 1, axis=1)
-        sums = [
-            jnp.sum(
-                (near[:, i : i + 1, j : j + height, k : k + width] * present).reshape(-1, dim),
-                axis=0,
-                dtype=jnp.float32,
-            )
-            for i, j, k in WINDOW
-        ]
-        return total + jnp.stack(sums), None
+    def sums(first: Any) -> jax.Array:
+        near = lax.dynamic_slice_in_dim(padded, first, together + 2, axis=1)
+        present = lax.dynamic_slice_in_dim(gradient, first, together, axis=1)
+        near, present = near.astype(jnp.float32), present.astype(jnp.float32)
+        return jnp.stack(
+            [
+                jnp.sum(
+                    (near[:, i : i + together, j : j + height, k : k + width] * present).reshape(
+                        -1, dim
+                    ),
+                    axis=0,
+                    dtype=jnp.float32,
+                )
+                for i, j, k in WINDOW
+            ]
+        )
 
+    if together == frames:
+        return sums(0).reshape(3, 3, 3, dim)
     start = jnp.zeros((len(WINDOW), dim), jnp.float32)
-    total, _ = lax.scan(add_frame, start, jnp.arange(frames))
+    total, _ = lax.scan(
+        lambda total, first: (total + sums(first), None), start, jnp.arange(0, frames, together)
+    )
     return total.reshape(3, 3, 3, dim)
 
 

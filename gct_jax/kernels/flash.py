@@ -16,7 +16,6 @@ import math
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from gct_jax.array_types import KeyMask, KeyRows, Queries
@@ -56,11 +55,13 @@ def attend_flash(
       block: tokens of a block of queries or keys at most, a multiple of `LANES`.
     """
     run = functools.partial(_attend, scale=scale, null_keys=null_keys, causal=causal, block=block)
+    if bias is not None and bias.tiles is None:
+        bias = with_tiles(bias, block=block)
     grid = None if bias is None else bias.grid
-    table = None if bias is None else bias.table
+    tiles = None if bias is None else bias.tiles
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return run(q, k, v, table, key_mask, grid=grid)
+        return run(q, k, v, tiles, key_mask, grid=grid)
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     rows = BATCH[0] if q.shape[0] % math.prod(sizes[axis] for axis in BATCH[0]) == 0 else None
     heads = "tensor" if q.shape[2] % sizes["tensor"] == 0 else None
@@ -70,18 +71,17 @@ def attend_flash(
         in_specs=(tokens, tokens, tokens, P(heads), P(rows)),
         out_specs=tokens,
         check_vma=False,  # the interpreter of the kernels does not track it
-    )(q, k, v, table, key_mask)
+    )(q, k, v, tiles, key_mask)
 
 
-def _attend(q, k, v, table, key_mask, *, scale, null_keys, causal, block, grid):
+def _attend(q, k, v, tiles, key_mask, *, scale, null_keys, causal, block, grid):
     queries, keys = q.shape[1], k.shape[1] - null_keys
     if grid is None:
         blocks = Blocks(*(min(block, _whole(tokens, LANES)) for tokens in (queries, keys)))
         query_layout = functools.partial(_pad_to, multiple=blocks.queries)
         key_layout = functools.partial(_pad_to, multiple=blocks.keys)
-        tiles = None
     else:
-        blocks, tiles = _tiles(RelativeBias(table, grid), block)
+        blocks = _biased_blocks(grid, block)
         query_layout = key_layout = functools.partial(_pad_frames, grid=grid, blocks=blocks)
     visible = jnp.ones((1, keys), bool) if key_mask is None else key_mask
     # Padding weighs nothing even where every real key is hidden.
@@ -119,17 +119,23 @@ def _with_null_keys(q, k, v, out, norm, scale):
     return (weights[..., :1] * out + null).astype(v.dtype)
 
 
-def _tiles(bias: RelativeBias, block: int) -> tuple[Blocks, Array]:
-    """Block sizes, and the bias as packed tiles of padded frames, [heads, offsets, F', pack F']."""
+def with_tiles(bias: RelativeBias, *, block: int = BLOCK) -> RelativeBias:
+    """The bias with what the kernel reads of it, packed tiles of padded frames, [heads, offsets,
+    F', pack F']: made once for all layers that share it. `block` as in `attend_flash`."""
     frame_tokens = math.prod(bias.grid[1:])
-    frame, frames = _frame_blocks(frame_tokens, block)
-    tokens = frame * frames
-    pack = LANES // frame if frame < LANES else 1
-    missing = _whole(bias.grid[0], frames) - bias.grid[0]
+    blocks = _biased_blocks(bias.grid, block)
+    missing = _whole(bias.grid[0], blocks.frames) - bias.grid[0]
     rows = jnp.swapaxes(expand_rows(bias.table.astype(jnp.float32)), 2, 3)  # [h, 2T-1, key, query]
-    spare = (0, frame - frame_tokens)
+    spare = (0, blocks.frame - frame_tokens)
     tiles = jnp.pad(rows, ((0, 0), (missing, missing), spare, spare))
-    return Blocks(tokens, tokens, frame, frames, pack), pack_tiles(tiles, pack)
+    return RelativeBias(bias.table, bias.grid, pack_tiles(tiles, blocks.pack))
+
+
+def _biased_blocks(grid: tuple[int, int, int], block: int) -> Blocks:
+    """Blocks of whole frames."""
+    frame, frames = _frame_blocks(math.prod(grid[1:]), block)
+    tokens = frame * frames
+    return Blocks(tokens, tokens, frame, frames, LANES // frame if frame < LANES else 1)
 
 
 def _frame_blocks(frame_tokens: int, block: int) -> tuple[int, int]:

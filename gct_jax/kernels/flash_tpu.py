@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+
+from gct_jax.kernels.pallas_tpu import run_kernel
 
 LANES = 128
-VMEM_LIMIT_BYTES = 96 * 2**20
 LOWEST = float(jnp.finfo(jnp.float32).min)  # logit of a hidden key; of padding: -inf
 
 TN = (((0,), (0,)), ((), ()))  # contract the rows of both factors
@@ -328,41 +328,15 @@ def _call(
     sequential: int,
     products: int,
 ) -> list[Array]:
-    """Run a kernel that takes its references by name; the last `sequential` axes of the grid must
-    run in order on one core. `products`: matrix products of a block, for the cost that the
-    compiler's scheduler sees."""
-    names = [*inputs, *outputs, *scratch]
+    """Run a kernel over blocks of logits; `products`: matrix products of a block."""
     (queries, _), (keys, _) = inputs["q"], inputs["k"]
     logits = math.prod(queries.shape[:2]) * queries.shape[3] * keys.shape[3]
-    arrays = [array for array, _ in inputs.values()] + [shape for shape, _ in outputs.values()]
-    cost = pl.CostEstimate(
-        flops=2 * products * logits * queries.shape[2],
-        transcendentals=logits,
-        bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays),
-    )
-
-    def run(interpret: bool, *arrays: Array) -> list[Array]:
-        call = pl.pallas_call(
-            lambda *refs: kernel(dict(zip(names, refs, strict=True))),
-            grid=grid,
-            in_specs=[spec for _, spec in inputs.values()],
-            out_specs=[spec for _, spec in outputs.values()],
-            out_shape=[shape for shape, _ in outputs.values()],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=[
-                    pltpu.PARALLEL if axis < len(grid) - sequential else pltpu.ARBITRARY
-                    for axis in range(len(grid))
-                ],
-                vmem_limit_bytes=VMEM_LIMIT_BYTES,
-            ),
-            cost_estimate=cost,
-            interpret=interpret,
-        )
-        return list(call(*arrays))
-
-    return lax.platform_dependent(
-        *(array for array, _ in inputs.values()),
-        tpu=functools.partial(run, False),
-        default=functools.partial(run, True),
+    return run_kernel(
+        kernel,
+        grid,
+        inputs,
+        outputs,
+        scratch=scratch,
+        sequential=sequential,
+        work=(2 * products * logits * queries.shape[2], logits),
     )

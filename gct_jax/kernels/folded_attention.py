@@ -6,7 +6,8 @@ folded into the keys and values; with the weights W of head h and positions x,
     out = sum_h softmax( x (Wq_h k_h^T) / sqrt(dim_head) ) (v_h Wo_h)                        (1)
 
 which is the same sum in another order. With as many positions at once as fit into its cache, a CPU
-takes a ninth of the time for it, and neither queries nor logits are kept in memory.
+takes a ninth of the time for it, and neither queries nor logits are kept in memory. TPUs have a
+kernel of their own (`gct_jax.kernels.folded_tpu`).
 """
 
 import math
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 
+from gct_jax.kernels.folded_tpu import attend_folded
+from gct_jax.kernels.reverse_mode import reverse_mode_only
 from gct_jax.kernels.target import target_platform
 
 CACHED_LOGITS = 768 * 1024  # 3 MiB of them at a time in `folded_attend`
@@ -29,6 +32,11 @@ def folded_attend(
     (batch, tokens, heads, dim_head), (_, positions, channels) = key.shape, x.shape
     query_kernel = rearrange(query_kernel, "c (h d) -> c h d", h=heads)
     out_kernel = rearrange(out_kernel, "(h d) c -> h d c", h=heads)
+    if target_platform() == "tpu":
+        keys = jnp.einsum("chd,bmhd->bhmc", query_kernel, key) * dim_head**-0.5
+        values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
+        with reverse_mode_only("folded attention on a TPU", 'backend="dense"'):
+            return attend_folded(x, keys, values)
     keys = jnp.einsum("chd,bmhd->bchm", query_kernel, key) * dim_head**-0.5
     values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
     # Heads and tokens as one axis: two plain products, where XLA's CPU backend is fastest.
@@ -50,6 +58,7 @@ def folded_attend(
 
 
 def folding_saves(channels: int, tokens: int, dim_head: int) -> bool:
-    """Whether equation (1) needs fewer products than projecting every position, and this is for a
-    CPU. A TPU pads the short axis of tokens, which takes more memory than the queries do."""
-    return target_platform() == "cpu" and channels * tokens < dim_head * (channels + tokens)
+    """Whether equation (1) needs fewer products than projecting every position, and there is a
+    program for the platform that keeps no logits."""
+    kept_on_chip = target_platform() in ("cpu", "tpu")
+    return kept_on_chip and channels * tokens < dim_head * (channels + tokens)

@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from gct_jax.array_types import Array, Text, TextMask, TokenMask, Tokens
 from gct_jax.errors import ConfigError, InputError
-from gct_jax.kernels.attention import attention
+from gct_jax.kernels.attention import attention, shared_bias
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.gelu import gelu
 from gct_jax.kernels.linear import linear
@@ -317,6 +317,8 @@ class Transformer(nn.Module):
             contexts = [context] * self.depth
         else:
             contexts = context
+        if bias is not None:
+            bias = shared_bias(bias, self.backend)
         x = constrain_batch(x)
         for layer, layer_context in zip(self.layers, contexts, strict=True):
             arguments = x, bias, layer_context, context_mask, token_mask

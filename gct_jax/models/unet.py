@@ -72,6 +72,7 @@ class UNet(nn.Module):
       use_global_context_attn: blocks gate channels by a summary of the map.
       final_resnet_block: a ResNet block before the last convolution.
       scale_skip_connection: skips are divided by sqrt(2).
+      backend: of the attention to the text, see `CrossAttention`.
       dtype: computation type; norms, softmax and the output stay float32.
       remat: the backward pass computes each ResNet block again instead of keeping it.
     """
@@ -115,6 +116,7 @@ class UNet(nn.Module):
     final_resnet_block: bool = True
     scale_skip_connection: bool = True
     resnet_groups: tuple[int, ...] = (8, 8, 8)
+    backend: str = "auto"
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -228,6 +230,7 @@ class UNet(nn.Module):
             self.attn_dim_head,
             self.cosine_sim_attn,
             linear if isinstance(linear, bool) else linear[level],
+            self.backend,
         )
         return ResnetBlock(
             features,
@@ -292,7 +295,10 @@ class UNet(nn.Module):
 
     def _middle(self, x: Array, time: Array, tokens: Array) -> Array:
         attention = functools.partial(
-            CrossAttention, self.mid_cross_attn_heads, self.mid_cross_attn_dim_head
+            CrossAttention,
+            self.mid_cross_attn_heads,
+            self.mid_cross_attn_dim_head,
+            backend=self.backend,
         )
         block = functools.partial(
             ResnetBlock,

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from gct_jax.array_types import Array, Queries, Sequences
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.folded_attention import folded_attend, folding_saves
 from gct_jax.kernels.gelu import gelu
 from gct_jax.kernels.linear import linear
@@ -93,6 +94,8 @@ class CrossAttention(nn.Module):
     Attributes:
       heads: attention heads.
       dim_head: width of a head.
+      backend: "auto" folds the projections into the tokens where that saves something, which on a
+        TPU has reverse mode only; "dense" never does.
       dtype: computation type; norms and softmax stay float32.
     """
 
@@ -100,11 +103,18 @@ class CrossAttention(nn.Module):
     dim_head: int = 64
     cosine: bool = False
     linear: bool = False
+    backend: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Sequences, tokens: Array) -> Sequences:
-        """Positions [b, n, c] and tokens [b, m, e] to [b, n, c]."""
+        """Positions [b, n, c] and tokens [b, m, e] to [b, n, c].
+
+        Raises:
+          ConfigError: an unknown backend.
+        """
+        if self.backend not in ("auto", "dense"):
+            raise ConfigError(f"backend {self.backend!r} of the U-Net is neither auto nor dense")
         channels, width = x.shape[-1], self.heads * self.dim_head
         x = layer_norm("norm", self.dtype, use_bias=False)(x)
         key = split_heads(linear(width, self.dtype, "key")(tokens), self.heads)
@@ -112,7 +122,7 @@ class CrossAttention(nn.Module):
         key, value = NullKeyValue(name="null")(key, value)
         query_kernel = Kernel(width, self.dtype, name="query")(channels)
         out_kernel = Kernel(channels, self.dtype, name="out")(width)
-        plain = not (self.linear or self.cosine)
+        plain = self.backend == "auto" and not (self.linear or self.cosine)
         if plain and folding_saves(channels, key.shape[1], self.dim_head):
             out = folded_attend(x, key, value, query_kernel, out_kernel)
         else:

@@ -6,6 +6,9 @@ with R the bytes of its result on a chip, each chip receives
 
     all-gather, all-to-all   R (n - 1) / n            collective-permute   R                     (1)
     all-reduce               2 R (n - 1) / n          reduce-scatter       R (n - 1)             (2)
+
+A TPU hides a collective behind a chain of fusions: each of them names it, and hands its buffers on.
+It runs once, and is counted once; so is what the fusions themselves move.
 """
 
 import collections
@@ -30,7 +33,7 @@ COLLECTIVES = (
 # They move nothing, or what they move is counted elsewhere.
 FREE = {
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional"),
-    *("call", "copy-start", "copy-done", "async-start", "async-done", "async-update"),
+    *("call", "copy-start", "slice-start", "async-start", "async-update"),
     *("partition-id", "replica-id", "after-all"),
 }
 
@@ -40,13 +43,18 @@ _ARRAY = re.compile(r"\b(" + "|".join(ITEM_BYTES) + r")\[([\d,]*)\]")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CALLS = re.compile(r"calls=%?([\w.\-]+)")
+_HANDED_ON = re.compile(r"output_to_operand_aliasing=\{(.*?\))\}")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _MESH_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 
 
 class Instruction(NamedTuple):
     """One that moves something.
 
-    bytes_moved: of operands and result, each time. times: how often it runs. result: its type.
+    bytes_moved: of operands and result, each time; 0 of a collective within a fusion, which has
+    them. times: how often it runs. result: its type.
     source: the operation of the program that it comes from.
     """
 
@@ -62,9 +70,10 @@ class Instruction(NamedTuple):
 def instructions(text: str) -> list[Instruction]:
     """All of a program that move something, from `compiled.as_text()`."""
     found: list[Instruction] = []
-    bodies = _bodies(text)
+    bodies = _bodies(_COMMENT.sub("", text))
+    hidden: set[str] = set()
     for name, times in _turns(bodies).items():
-        found.extend(_read(bodies[name], times))
+        found.extend(_read(bodies[name], times, bodies, hidden))
     return found
 
 
@@ -148,7 +157,10 @@ def _called(line: str) -> Iterator[str]:
         yield call[1]
 
 
-def _read(lines: list[str], times: int) -> Iterator[Instruction]:
+def _read(
+    lines: list[str], times: int, bodies: dict[str, list[str]], hidden: set[str]
+) -> Iterator[Instruction]:
+    """Instructions of a computation; `hidden` are channels of collectives that were read."""
     types: dict[str, str] = {}
     for line in lines:
         match = _INSTRUCTION.match(line)
@@ -161,9 +173,53 @@ def _read(lines: list[str], times: int) -> Iterator[Instruction]:
         operands = re.findall(r"%([\w.\-]+)", rest.split("metadata")[0].split("calls=")[0])
         moved = array_bytes(result) + sum(array_bytes(types.get(name, "")) for name in operands)
         source = re.search(r'op_name="([^"]*)"', line)
+        calls = _CALLS.search(line) if operation == "fusion" else None
+        inside = _hidden(calls[1], bodies, times) if calls else []
+        for channel, one in inside:
+            if channel not in hidden:
+                yield one
+            hidden.add(channel)
+        if inside:
+            moved -= _handed_on(line, result, operands, types)
         yield Instruction(
             name, operation, result, moved, times, _group(line), source[1] if source else ""
         )
+
+
+def _hidden(
+    computation: str, bodies: dict[str, list[str]], times: int
+) -> list[tuple[str, Instruction]]:
+    """Collectives within a fused computation, with the channel that tells which are the same."""
+    found = []
+    lines = bodies.get(computation, [])
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if not match or not collective(match[3]):
+            continue
+        result, kind = match[2], match[3]
+        if computation.startswith("all-reduce-scatter"):  # a sum, of which each chip keeps a part
+            root = next(filter(None, map(_INSTRUCTION.match, lines[::-1])))
+            result, kind = root[2], "reduce-scatter"
+        channel = _CHANNEL.search(line)
+        source = re.search(r'op_name="([^"]*)"', line)
+        one = Instruction(
+            match[1], kind, result, 0.0, times, _group(line), source[1] if source else ""
+        )
+        found.append((channel[1] if channel else match[1], one))
+    return found
+
+
+def _handed_on(line: str, result: str, operands: list[str], types: dict[str, str]) -> int:
+    """Bytes of a fusion's operands and results that are the same buffers, handed on untouched."""
+    aliases = _HANDED_ON.search(line)
+    if not aliases:
+        return 0
+    results = [match[0] for match in _ARRAY.finditer(result)]
+    total = 0
+    for output, operand in re.findall(r"\{(\d+)\}: \((\d+),", aliases[1]):
+        total += array_bytes(results[int(output)])
+        total += array_bytes(types.get(operands[int(operand)], ""))
+    return total
 
 
 def _group(line: str) -> int:

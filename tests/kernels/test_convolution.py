@@ -16,6 +16,7 @@ from gct_jax.kernels.convolution import (
     filter_gradient,
     narrow_filter_gradient,
 )
+from gct_jax.kernels.target import tracing_for
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
 
@@ -115,9 +116,11 @@ def test_memory_is_that_of_a_band():
     assert program.memory_analysis().temp_size_in_bytes < 3 * image  # two padded copies and a band
 
 
-@pytest.mark.parametrize("past", [1, 2])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_depthwise_is_xlas_grouped_convolution(past, dtype):
+@pytest.mark.parametrize(
+    ("past", "dtype", "platform"),
+    [(1, jnp.float32, "cpu"), (2, jnp.bfloat16, "cpu"), (2, jnp.float32, "tpu")],
+)
+def test_depthwise_is_xlas_grouped_convolution(past, dtype, platform):
     """Value and gradients; sums of 120 products in another order."""
     rng = np.random.default_rng(3)
     x, weight = (jnp.asarray(rng.normal(size=(2, 5, 4, 3, 6)), dtype) for _ in range(2))
@@ -143,7 +146,8 @@ def test_depthwise_is_xlas_grouped_convolution(past, dtype):
         (_, y), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))((x, kernel, bias))
         return y, *gradients
 
-    ours = value_and_gradients(functools.partial(depthwise, past=past))
+    with tracing_for(platform):
+        ours = value_and_gradients(functools.partial(depthwise, past=past))
     x, kernel, bias = (array.astype(jnp.float32) for array in (x, kernel, bias))
     for mine, expected in zip(ours, value_and_gradients(grouped), strict=True):
         assert mine.dtype == dtype

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from gct_jax.kernels.attention import attention, choose_backend
+from gct_jax.kernels.attention import attention, choose_backend, shared_bias
 from gct_jax.kernels.bias import RelativeBias
 from gct_jax.kernels.cudnn import attend_cudnn
 from gct_jax.kernels.flash import attend_flash, fits_flash
@@ -120,3 +120,18 @@ def test_tiles_of_wide_frames_do_not_fit():
     }
     fits = {grid: fits_flash(RelativeBias(table, grid)) for grid, table in tables.items()}
     assert fits == {(101, 8, 8): True, (101, 24, 24): False}
+
+
+def test_layers_that_share_the_tiles_compute_the_same():
+    q, k, v, table, grid, options = arrays("frames_of_several_blocks")
+
+    def layers(table, share):
+        bias = RelativeBias(table, grid)
+        bias = shared_bias(bias, "flash") if share else bias
+        first = attention(q, k, v, bias=bias, backend="flash", **options)
+        second = attention(first, k, v, bias=bias, backend="flash", **options)
+        return jnp.sum(jnp.sin(3 * second))
+
+    run = jax.value_and_grad(layers)
+    for one, other in zip(run(table, True), run(table, False), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ from compiling import quick_jit
 
 from gct_jax.kernels import folded_attention
 from gct_jax.kernels.folded_attention import folded_attend, folding_saves
+from gct_jax.kernels.target import tracing_for
 from gct_jax.models import unet_attention
 from gct_jax.models.unet_attention import CrossAttention, attend, split_heads
 
@@ -22,6 +23,21 @@ def normal(rng, *shape):
 def test_value_and_gradients_are_those_of_projected_queries(monkeypatch, cached_logits):
     """At once, in chunks of four with two positions left over, and each position by itself."""
     monkeypatch.setattr(folded_attention, "CACHED_LOGITS", cached_logits)
+    assert_same_as_projected(folded_attend)
+
+
+def test_the_kernel_for_tpus_is_the_same_function():
+    """In the interpreter, for blocks that ten positions do not fill."""
+
+    def on_tpu(*arguments):
+        with tracing_for("tpu"):
+            return folded_attend(*arguments)
+
+    assert_same_as_projected(on_tpu)
+
+
+def assert_same_as_projected(function):
+    """Values and gradients of `function` are those of attention with all projections."""
     rng = np.random.default_rng(0)
     width = HEADS * DIM_HEAD
     arguments = (
@@ -35,14 +51,14 @@ def test_value_and_gradients_are_those_of_projected_queries(monkeypatch, cached_
     def unfolded(x, key, value, query_kernel, out_kernel):
         return attend(split_heads(x @ query_kernel, HEADS), key, value, cosine=False) @ out_kernel
 
-    def gradients(function):
-        loss = quick_jit(jax.grad(lambda a: jnp.sum(jnp.sin(function(*a)))))
+    def gradients(one):
+        loss = quick_jit(jax.grad(lambda a: jnp.sum(jnp.sin(one(*a)))))
         return loss(arguments)
 
-    np.testing.assert_allclose(folded_attend(*arguments), unfolded(*arguments), atol=1e-5)
+    np.testing.assert_allclose(function(*arguments), unfolded(*arguments), atol=1e-5)
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, atol=3e-5),
-        gradients(folded_attend),
+        gradients(function),
         gradients(unfolded),
     )
 

@@ -1,0 +1,68 @@
+"""Running a Pallas kernel on a TPU: references by name, stated cost, the interpreter elsewhere."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+VMEM_LIMIT_BYTES = 96 * 2**20
+
+
+def run_kernel(
+    kernel: Callable[[dict[str, Any]], None],
+    grid: tuple[int, ...],
+    inputs: Mapping[str, tuple[Array, pl.BlockSpec]],
+    outputs: Mapping[str, tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+    *,
+    sequential: int,
+    work: tuple[int, int],
+    scratch: Mapping[str, tuple[int, int]] | None = None,
+) -> list[Array]:
+    """Run a kernel that takes its references by name, and return its outputs.
+
+    Outside a TPU it runs in Pallas' interpreter, which is for tests.
+
+    Args:
+      sequential: so many last axes of the grid must run in order on one core.
+      work: floating point operations and transcendental ones, for the compiler's scheduler.
+      scratch: float32 arrays of on-chip memory by name.
+    """
+    scratch = scratch or {}
+    names = [*inputs, *outputs, *scratch]
+    arrays = [array for array, _ in inputs.values()] + [shape for shape, _ in outputs.values()]
+    cost = pl.CostEstimate(
+        flops=work[0],
+        transcendentals=work[1],
+        bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays),
+    )
+
+    def run(interpret: bool, *arrays: Array) -> list[Array]:
+        call = pl.pallas_call(
+            lambda *refs: kernel(dict(zip(names, refs, strict=True))),
+            grid=grid,
+            in_specs=[spec for _, spec in inputs.values()],
+            out_specs=[spec for _, spec in outputs.values()],
+            out_shape=[shape for shape, _ in outputs.values()],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=[
+                    pltpu.PARALLEL if axis < len(grid) - sequential else pltpu.ARBITRARY
+                    for axis in range(len(grid))
+                ],
+                vmem_limit_bytes=VMEM_LIMIT_BYTES,
+            ),
+            cost_estimate=cost,
+            interpret=interpret,
+        )
+        return list(call(*arrays))
+
+    return lax.platform_dependent(
+        *(array for array, _ in inputs.values()),
+        tpu=functools.partial(run, False),
+        default=functools.partial(run, True),
+    )
