@@ -25,6 +25,8 @@ from gct_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
+REPLICA_ROWS = P("data")  # a replica's rows, whole on each of its devices
+REPLICA_FEATURES = P("data", ("fsdp", "tensor"))  # the same rows, their features split
 
 REPLICATED = P()
 COLUMNS = P("fsdp", "tensor")  # [in, out]: each tensor shard computes a part of the outputs
@@ -51,6 +53,9 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"(token/embedding|embedding/position)$", P(None, ("fsdp", "tensor"))),
     # CT-ViT's patches, MaskGIT's vocabulary
     (r"(linear|pixels|first_pixels|to_logits)/kernel$", COLUMNS),
+    # wide layers of the perceptual network, to whose parts the rows go
+    (r"vgg16/dense_0/kernel$", P(None, ("fsdp", "tensor"))),
+    (r"vgg16/dense_1/kernel$", P(("fsdp", "tensor"), None)),
     (r"(logit|dense_\d)/kernel$", COLUMNS),
     # hidden layers of the position MLPs and of the U-Net's conditioning, 1x1 convolutions
     (r"(hidden|hidden_\d|tokens|vector|vector_hidden|text|mean_latents|time)/kernel$", COLUMNS),
@@ -118,15 +123,16 @@ def state_shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """`x` [batch, ...] held to `BATCH` within a mesh, so that activations stay with their samples.
+def constrain_batch(x: jax.Array, spec: P = BATCH) -> jax.Array:
+    """`x` [batch, ...] held to `BATCH`, or another layout of a batch of this module, within a mesh,
+    so that activations stay with their samples.
 
     Networks call it between their layers. Left to itself XLA's partitioner splits activations along
     other axes too, which costs transfers and, on meshes with all three axes, gave wrong gradients
     (jax 0.10.2: that of `a` in `x @ a @ b`, both laid out as `COLUMNS`, with samples exchanged).
     Without a mesh, or with one that has other axes, `x` is returned as it is.
     """
-    return jax.lax.with_sharding_constraint(x, BATCH) if splits_evenly(x.shape[0]) else x
+    return jax.lax.with_sharding_constraint(x, spec) if splits_evenly(x.shape[0]) else x
 
 
 def splits_evenly(rows: int) -> bool:

@@ -4,6 +4,7 @@ The network is frozen and has no dropout. It sees CT slices in [-1, 1], the chan
 three, without ImageNet's normalisation, as in the PyTorch original.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from gct_jax.array_types import Array, Images
 from gct_jax.errors import ModelFolderError
-from gct_jax.sharding import constrain_batch
+from gct_jax.sharding import REPLICA_FEATURES, REPLICA_ROWS, constrain_batch
 
 # Convolutions of each stage; a 2x2 max pool ends every stage.
 STAGES = (2, 2, 3, 3, 3)
@@ -46,10 +48,12 @@ class VGG16Features(nn.Module):
     Attributes:
       widths: channels of the five stages.
       classifier_width: width of the two fully connected layers.
+      dtype: computation type; the features are float32.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     classifier_width: int = 4096
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -61,12 +65,17 @@ class VGG16Features(nn.Module):
             x = jnp.repeat(x, 3, axis=-1)
         for stage, (width, layers) in enumerate(zip(self.widths, STAGES, strict=True)):
             for layer in range(layers):
-                x = nn.Conv(width, (3, 3), padding=1, name=f"conv_{stage}_{layer}")(x)
-                x = nn.relu(constrain_batch(x))
+                conv = nn.Conv(
+                    width, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{stage}_{layer}"
+                )
+                x = nn.relu(constrain_batch(conv(x)))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = rearrange(adaptive_average_pool(x, POOLED_SIZE), "b h w c -> b (h w c)")
-        x = nn.relu(constrain_batch(nn.Dense(self.classifier_width, name="dense_0")(x)))
-        return nn.relu(nn.Dense(self.classifier_width, name="dense_1")(x))
+        dense = functools.partial(nn.Dense, self.classifier_width, dtype=self.dtype)
+        # A row has 25,088 numbers, the kernel 103 million: the rows go to the parts of the kernel.
+        x = dense(name="dense_0")(constrain_batch(constrain_batch(x), REPLICA_ROWS))
+        x = dense(name="dense_1")(nn.relu(constrain_batch(x, REPLICA_FEATURES)))
+        return nn.relu(constrain_batch(x)).astype(jnp.float32)
 
 
 def vgg16_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def generator_loss(
     def perceptual(fake: jax.Array) -> jax.Array:
         if "vgg16" not in state.extra:
             return losses.reconstruction_loss(real, fake)
-        features: Any = functools.partial(VGG16Features().apply, {"params": state.extra["vgg16"]})
+        vgg = VGG16Features(dtype=config.dtype)
+        features: Any = functools.partial(vgg.apply, {"params": state.extra["vgg16"]})
         return losses.perceptual_loss(features, real, fake)
 
     fake = losses.take_slices(out.reconstruction, index)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from scipy.signal import correlate
 
 from gct_jax.errors import ModelFolderError
@@ -12,6 +13,8 @@ from gct_jax.models.perceptual import (
     adaptive_average_pool,
     vgg16_from_torchvision,
 )
+from gct_jax.sharding import BATCH, make_mesh, state_shardings
+from launch.plan.hlo import collective, instructions
 
 WIDTHS = (3, 2, 4, 2, 3)
 # torchvision's configuration D: index of each convolution in `features`, pools in between.
@@ -71,6 +74,33 @@ def test_features_of_a_gray_slice():
         expected = features_by_scipy(state, np.repeat(image[None, ..., 0], 3, axis=0))
         assert expected.max() > 0.1
         np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
+def test_devices_share_the_wide_layers_and_send_rows_instead_of_kernels(shape):
+    mesh = make_mesh(shape)
+    module = VGG16Features(widths=WIDTHS, classifier_width=16)
+    slices = np.random.default_rng(1).uniform(-1, 1, (8, 32, 32, 1)).astype(np.float32)
+    params = {"vgg16": module.init(jax.random.key(0), slices)["params"]}
+
+    def loss(slices, params):
+        features = module.apply({"params": params["vgg16"]}, slices)
+        return jnp.square(features - jnp.arange(16)).mean()
+
+    run = jax.jit(jax.value_and_grad(loss))
+    alone = run(slices, params)
+    shardings = state_shardings(params, mesh)
+    placed = jax.device_put(params, shardings)
+    kernel = placed["vgg16"]["dense_0"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == 16 // (shape[1] * shape[2])
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(slices, NamedSharding(mesh, BATCH))
+        split = run(rows, placed)
+        text = run.lower(rows, placed).compile().as_text()
+    for one, other in zip(alone, split, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6 * float(jnp.abs(one).max()))
+    gathers = [one for one in instructions(text) if collective(one.operation) == "all-gather"]
+    assert not any(str(kernel.shape)[1:-1].replace(" ", "") in one.result for one in gathers)
 
 
 def test_published_shapes():
