@@ -106,7 +106,7 @@ def study(
     )
     command = [*stage_arguments(folder, stage, settings), f"data.folder={folder / 'data'}"]
     undisturbed, disturbed = folder / f"{stage}-undisturbed", folder / f"{stage}-killed"
-    pair = _start([*command, "--workdir", str(undisturbed)])
+    pair = _start([*command, "--workdir", str(undisturbed)], undisturbed)
     codes = [process.wait() for process in pair]
     if codes != [0, 0]:
         raise GctError(f"the undisturbed run of {stage} ended with {codes}")
@@ -115,7 +115,8 @@ def study(
         _killed([*command, "--workdir", str(disturbed)], disturbed, i < saves, rng)
         for i in tqdm(range(kills), desc=stage, unit="kill")
     ]
-    codes = [process.wait() for process in _start([*command, "--workdir", str(disturbed)])]
+    pair = _start([*command, "--workdir", str(disturbed)], disturbed)
+    codes = [process.wait() for process in pair]
     if codes != [0, 0]:
         raise GctError(f"the killed run of {stage} ended with {codes}")
     one, other = _sums(undisturbed, steps), _sums(disturbed, steps)
@@ -128,29 +129,35 @@ def _checked(words: list[str]) -> None:
         raise GctError(f"{words[0]} failed: {done.stderr.strip()[-500:]}")
 
 
-def _start(arguments: list[str]) -> list[subprocess.Popen]:
+def _start(arguments: list[str], workdir: Path) -> list[subprocess.Popen]:
+    """Both processes of a run; what they say goes to a file beside its folder."""
     address, environment = local_address(), simulated_devices(2)
-    return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "launch.train", *arguments),
-                *("--multi-host", f"{address},2,{i}"),
-            ],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
-        for i in range(2)
-    ]
+    with open(f"{workdir}.log", "ab") as said:
+        return [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "launch.train", *arguments),
+                    *("--multi-host", f"{address},2,{i}"),
+                ],
+                env=environment,
+                stderr=said,
+            )
+            for i in range(2)
+        ]
 
 
 def _killed(arguments: list[str], workdir: Path, saving: bool, rng: random.Random) -> Kill:
-    """Start the run, kill one process some steps on, and see the other one end."""
+    """Start the run, kill one process some steps on, and see the other one end. A run that ends
+    unfinished by itself, as on a machine too busy to answer in time, is started again."""
     first = _step(workdir)
-    pair = _start(arguments)
+    pair = _start(arguments, workdir)
     target = first + rng.randint(8, 20)
     while _step(workdir) < target:
         if any(process.poll() is not None for process in pair):
-            raise GctError("a process ended by itself")
+            codes = {process.wait() for process in pair}
+            if codes != {UNFINISHED}:
+                raise GctError(f"a run ended by itself with {codes}; see {workdir}.log")
+            pair = _start(arguments, workdir)
         time.sleep(0.01)
     while saving and not any(".orbax-checkpoint-tmp" in p.name for p in _checkpoints(workdir)):
         pass
