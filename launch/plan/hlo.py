@@ -215,11 +215,9 @@ def _handed_on(line: str, result: str, operands: list[str], types: dict[str, str
     if not aliases:
         return 0
     results = [match[0] for match in _ARRAY.finditer(result)]
-    total = 0
-    for output, operand in re.findall(r"\{(\d+)\}: \((\d+),", aliases[1]):
-        total += array_bytes(results[int(output)])
-        total += array_bytes(types.get(operands[int(operand)], ""))
-    return total
+    pairs = [(int(i), int(j)) for i, j in re.findall(r"\{(\d+)\}: \((\d+),", aliases[1])]
+    total = sum(array_bytes(results[output]) for output, _ in pairs)
+    return total + sum(array_bytes(types.get(operands[j], "")) for j in {j for _, j in pairs})
 
 
 def _group(line: str) -> int:

@@ -57,6 +57,58 @@ def test_bytes_turns_and_groups():
     assert collective("all-gather-done") == ""
 
 
+HIDDEN = """HloModule jit_g
+
+%async_collective_fusion.1 (p: bf16[2,8], q: bf16[8,8], x: f32[4]) -> (f32[4], bf16[2,8], bf16[8,8]) {
+  %p = bf16[2,8]{1,0} parameter(0)
+  %q = bf16[8,8]{1,0} parameter(1)
+  %g = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %x = f32[4]{0} parameter(2)
+  %y = f32[4]{0} add(%x, %x)
+  ROOT %t = (f32[4]{0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) tuple(%y, %p, %g)
+}
+
+%async_collective_fusion.2 (p: bf16[2,8], q: bf16[8,8], x: f32[4]) -> (f32[4], bf16[2,8], bf16[8,8]) {
+  %p = bf16[2,8]{1,0} parameter(0)
+  %q = bf16[8,8]{1,0} parameter(1)
+  %g = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %x = f32[4]{0} parameter(2)
+  %y = f32[4]{0} add(%x, %x)
+  ROOT %t = (f32[4]{0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) tuple(%y, %p, %g)
+}
+
+%all-reduce-scatter (input: f32[16,8]) -> f32[4,8] {
+  %input = f32[16,8]{1,0} parameter(0)
+  %sum = f32[16,8]{1,0} all-reduce(%input), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %part = f32[4,8]{1,0} dynamic-slice(%sum), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (a: bf16[2,8], b: bf16[8,8], x: f32[4], w: f32[16,8]) -> f32[4] {
+  %a = bf16[2,8]{1,0} parameter(0)
+  %b = bf16[8,8]{1,0} parameter(1)
+  %x = f32[4]{0} parameter(2)
+  %w = f32[16,8]{1,0} parameter(3)
+  %one = (f32[4]{0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}, /*index=3*/bf16[8,8]{1,0}) fusion(%a, %b, /*index=2*/%x), kind=kCustom, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {}), {3}: (1, {})}, calls=%async_collective_fusion.1
+  %x2 = f32[4]{0} get-tuple-element(%one), index=0
+  %a2 = bf16[2,8]{1,0} get-tuple-element(%one), index=1
+  %b2 = bf16[8,8]{1,0} get-tuple-element(%one), index=2
+  %two = (f32[4]{0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) fusion(%a2, %b2, %x2), kind=kCustom, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.2
+  %part = f32[4,8]{1,0} fusion(%w), kind=kCustom, calls=%all-reduce-scatter
+  ROOT %end = f32[4]{0} get-tuple-element(%two), index=0
+}
+"""  # noqa: E501
+
+
+def test_a_collective_hidden_behind_fusions_runs_once():
+    found = instructions(HIDDEN)
+    assert [one.name for one in found] == ["g", "one", "two", "sum", "part"]
+    gather, one, two, summed, _ = found
+    assert received_bytes(gather) == 8 * 8 * 2 * 3 / 4
+    assert one.bytes_moved == two.bytes_moved == 2 * 4 * 4
+    assert summed.operation == "reduce-scatter"
+    assert received_bytes(summed) == 3 * 4 * 8 * 4
+
+
 @pytest.mark.parametrize(
     ("spec", "kind", "size"),
     [(P("fsdp"), "all-gather", 64 * 64 * 4 * 3 / 4), (P(None, "fsdp"), "all-gather", 12288)],
