@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         require_extras("tpu", "train")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud machine to ask
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a chip to share
         write(options, shlex.join(["python", "-m", "launch.plan", *(arguments or sys.argv[1:])]))
 
     return exit_code("launch.plan", command)
