@@ -34,11 +34,13 @@ def run_kernel(
     """
     scratch = scratch or {}
     names = [*inputs, *outputs, *scratch]
-    arrays = [array for array, _ in inputs.values()] + [shape for shape, _ in outputs.values()]
+    # An array that several references see counts once.
+    arrays: dict[int, Any] = {id(array): array for array, _ in inputs.values()}
+    arrays |= {id(shape): shape for shape, _ in outputs.values()}
     cost = pl.CostEstimate(
         flops=work[0],
         transcendentals=work[1],
-        bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays),
+        bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays.values()),
     )
 
     def run(interpret: bool, *arrays: Array) -> list[Array]:

@@ -21,12 +21,26 @@ from jaxtyping import Float
 
 from gct_jax.array_types import Array, Images
 from gct_jax.kernels.convolution import convolution
+from gct_jax.kernels.normed_convolution import fuses, normed_convolution
 from gct_jax.sharding import constrain_batch
 
 
 def conv(features: int, kernel: int, **options: Any) -> nn.Conv:
     """Square convolution that keeps the image size, or halves it with `strides=(2, 2)`."""
     return nn.Conv(features, (kernel, kernel), conv_general_dilated=convolution, **options)
+
+
+class ConvWeights(nn.Module):
+    """Kernel and bias of `conv` with a 3x3 window, to be applied by the caller."""
+
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Array, Array]:
+        """[3, 3, channels, features] and [features], float32."""
+        shape = (3, 3, channels, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class GroupNorm(nn.Module):
@@ -46,9 +60,15 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Array, scale_shift: Array | None = None) -> Array:
         """x [b, h, w, c], modulation of the result [b, 2 c] or None; returns [b, h, w, c]."""
+        gain, offset = self.affine(x, scale_shift)
+        x = x.astype(jnp.float32)
+        return (x * gain[:, None, None] + offset[:, None, None]).astype(self.dtype)
+
+    @nn.compact
+    def affine(self, x: Array, scale_shift: Array | None = None) -> tuple[Array, Array]:
+        """Gain and offset of the map, float32 [b, c]; arguments as in `__call__`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -62,8 +82,7 @@ class GroupNorm(nn.Module):
             scale, bias = scale * (factor + 1), bias * (factor + 1) + shift
         scale = scale * jnp.sqrt(variance)
         # Quotients, because XLA computes them once, but sums and products again for every pixel.
-        gain, offset = scale / variance, (bias * variance - mean * scale) / variance
-        return (x * gain[:, None, None] + offset[:, None, None]).astype(self.dtype)
+        return scale / variance, (bias * variance - mean * scale) / variance
 
 
 class Block(nn.Module):
@@ -84,8 +103,15 @@ class Block(nn.Module):
         self, x: Images, scale_shift: Array | None = None
     ) -> Float[Array, "batch height width features"]:
         """x [b, h, w, c], modulation [b, 2 c] or None; returns [b, h, w, features]."""
-        x = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x, scale_shift)
-        return constrain_batch(conv(self.features, 3, dtype=self.dtype, name="conv")(nn.silu(x)))
+        norm = GroupNorm(self.groups, dtype=self.dtype, name="norm")
+        if fuses(x.shape, self.features):
+            gain, offset = norm.affine(x, scale_shift)
+            weights = ConvWeights(self.features, name="conv")(x.shape[-1])
+            x = normed_convolution(x.astype(self.dtype), gain, offset, *weights)
+        else:
+            x = nn.silu(norm(x, scale_shift))
+            x = conv(self.features, 3, dtype=self.dtype, name="conv")(x)
+        return constrain_batch(x)
 
 
 class GlobalContext(nn.Module):
