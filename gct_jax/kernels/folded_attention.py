@@ -28,8 +28,8 @@ def folded_attend(
     x: Array, key: Array, value: Array, query_kernel: Array, out_kernel: Array
 ) -> Array:
     """Equation (1); x [b, n, c], key and value [b, m, heads, d], kernels [c, heads * d] and
-    [heads * d, c]. Returns [b, n, c]."""
-    (batch, tokens, heads, dim_head), (_, positions, channels) = key.shape, x.shape
+    [heads * d, c]. Returns [b, n, c]. On a TPU x may be a map [b, h, w, c]."""
+    batch, tokens, heads, dim_head = key.shape
     query_kernel = rearrange(query_kernel, "c (h d) -> c h d", h=heads)
     out_kernel = rearrange(out_kernel, "(h d) c -> h d c", h=heads)
     if target_platform() == "tpu":
@@ -37,6 +37,7 @@ def folded_attend(
         values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
         with reverse_mode_only("folded attention on a TPU", 'backend="dense"'):
             return attend_folded(x, keys, values)
+    _, positions, channels = x.shape
     keys = jnp.einsum("chd,bmhd->bchm", query_kernel, key) * dim_head**-0.5
     values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
     # Heads and tokens as one axis: two plain products, where XLA's CPU backend is fastest.

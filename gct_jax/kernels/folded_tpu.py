@@ -10,8 +10,9 @@ and with the gradient g of o,
     d_hji = <V_hj, g_i>,   ds_hji = p_hji (d_hji - sum_j p_hji d_hji)                       (2)
     dx_i = sum_hj ds_hji K_hj,   dK_hj = sum_i ds_hji x_i,   dV_hj = sum_i p_hji g_i        (3)
 
-Logits are held as [heads * tokens, positions]: a few dozen tokens then lie along the short side of
-the vector registers and waste little, and the softmax of a head is one over some of the rows.
+Positions come as rows of a map, [row, channel, column]: 64 channels then fill the vector registers.
+Logits are held as [heads * tokens, columns], so that a few dozen tokens lie along the short side of
+the registers and waste little, and the softmax of a head is one over some of the lines.
 """
 
 import functools
@@ -20,60 +21,65 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
 from gct_jax.kernels.pallas_tpu import run_kernel
+from gct_jax.kernels.scheduling import largest_divisor
 from gct_jax.sharding import BATCH, splits_evenly
 
-BLOCK = 1024  # positions at a time
-ROWS = 16  # of a vector register of 16-bit numbers
+POSITIONS = 2048  # at a time
+LANES = 128
+LINES = 16  # of a vector register of 16-bit numbers
 
 TN = (((0,), (0,)), ((), ()))  # contract the rows of both factors
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
 
 
-def attend_folded(x: Array, keys: Array, values: Array, *, block: int = BLOCK) -> Array:
+def attend_folded(x: Array, keys: Array, values: Array) -> Array:
     """Equation (1), on each device of the current mesh for its own samples.
 
     Args:
-      x: [batch, positions, channels].
+      x: [batch, positions, channels], or a map [batch, height, width, channels].
       keys, values: [batch, heads, tokens, channels], the keys with the scale of the logits.
-      block: positions at a time.
 
     Returns:
-      [batch, positions, channels] in the type of `x`.
+      An array like `x`.
     """
-    run = functools.partial(_attend, block=block)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return run(x, keys, values)
+        return _attend(x, keys, values)
     rows = BATCH if splits_evenly(x.shape[0]) else P()
     # The interpreter of the kernels does not track which axes a value varies over.
-    return jax.shard_map(run, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(
+    return jax.shard_map(_attend, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(
         x, keys, values
     )
 
 
-def _attend(x: Array, keys: Array, values: Array, block: int) -> Array:
-    _, positions, _ = x.shape
-    block = min(block, -(-positions // ROWS) * ROWS)
-    padded = jnp.pad(x, ((0, 0), (0, -positions % block), (0, 0)))
-    tokens = keys.shape[2]
-    spare = ((0, 0), (0, 0), (0, -tokens % ROWS), (0, 0))
+def _attend(x: Array, keys: Array, values: Array) -> Array:
+    batch, _, tokens, channels = keys.shape
+    spare = ((0, 0), (0, 0), (0, -tokens % LINES), (0, 0))
     tables = (jnp.pad(table.astype(x.dtype), spare) for table in (keys, values))
-    return _folded(padded, *tables, tokens, block)[:, :positions]
+    if x.ndim == 4 and x.shape[2] % LANES == 0:
+        return jnp.swapaxes(_folded(jnp.swapaxes(x, 2, 3), *tables, tokens), 2, 3)
+    positions = x.reshape(batch, -1, channels)
+    count = positions.shape[1]
+    positions = jnp.pad(positions, ((0, 0), (0, -count % LANES), (0, 0)))
+    rows = rearrange(positions, "b (r w) c -> b r c w", w=LANES)
+    out = rearrange(_folded(rows, *tables, tokens), "b r c w -> b (r w) c")
+    return out[:, :count].reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _folded(x: Array, keys: Array, values: Array, tokens: int, block: int) -> Array:
-    batch, positions, _ = x.shape
-    some, whole = _specs(x, keys, block)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _folded(x: Array, keys: Array, values: Array, tokens: int) -> Array:
+    """x [b, r, c, w]; keys and values [b, heads, tokens and padding, c]."""
+    grid, some, whole = _blocks(x, keys)
     (out,) = run_kernel(
         functools.partial(_forward_kernel, tokens=tokens),
-        (batch, positions // block),
+        grid,
         {"x": (x, some), "keys": (keys, whole), "values": (values, whole)},
         {"out": (jax.ShapeDtypeStruct(x.shape, x.dtype), some)},
         sequential=0,
@@ -82,19 +88,23 @@ def _folded(x: Array, keys: Array, values: Array, tokens: int, block: int) -> Ar
     return out
 
 
-def _folded_fwd(x, keys, values, tokens, block):
-    return _folded(x, keys, values, tokens, block), (x, keys, values)
+def _folded_fwd(x, keys, values, tokens):
+    return _folded(x, keys, values, tokens), (x, keys, values)
 
 
-def _folded_bwd(tokens, block, residuals, gradient):
+def _folded_bwd(tokens, residuals, gradient):
     x, keys, values = residuals
-    some, whole = _specs(x, keys, block)
-    table = jax.ShapeDtypeStruct(keys.shape, jnp.float32), whole
+    grid, some, whole = _blocks(x, keys)
+    table = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
     dx, dkeys, dvalues = run_kernel(
         functools.partial(_backward_kernel, tokens=tokens),
-        (x.shape[0], x.shape[1] // block),
+        grid,
         {"x": (x, some), "g": (gradient, some), "keys": (keys, whole), "values": (values, whole)},
-        {"dx": (jax.ShapeDtypeStruct(x.shape, x.dtype), some), "dkeys": table, "dvalues": table},
+        {
+            "dx": (jax.ShapeDtypeStruct(x.shape, x.dtype), some),
+            "dkeys": (table, whole),
+            "dvalues": (table, whole),
+        },
         sequential=1,
         work=_work(x, keys, products=5),
     )
@@ -105,12 +115,12 @@ _folded.defvjp(_folded_fwd, _folded_bwd)
 
 
 def _forward_kernel(refs: dict[str, Any], *, tokens: int) -> None:
-    x, values = refs["x"][0], refs["values"][0]
-    total = jnp.zeros(x.shape, jnp.float32)
-    for head in range(values.shape[0]):
-        weights = _weights(refs["keys"][0, head], x, tokens)
-        total += _dot(weights.astype(x.dtype), values[head], TN)
-    refs["out"][0] = total.astype(refs["out"].dtype)
+    keys, values = (_lines(refs[name]) for name in ("keys", "values"))
+    heads = refs["keys"].shape[1]
+    for row in range(refs["x"].shape[1]):
+        x = refs["x"][0, row]
+        weights = _weights(_dot(keys, x, NN), heads, tokens)
+        refs["out"][0, row] = _dot(values, weights.astype(x.dtype), TN).astype(x.dtype)
 
 
 def _backward_kernel(refs: dict[str, Any], *, tokens: int) -> None:
@@ -119,26 +129,34 @@ def _backward_kernel(refs: dict[str, Any], *, tokens: int) -> None:
         refs["dkeys"][...] = jnp.zeros_like(refs["dkeys"])
         refs["dvalues"][...] = jnp.zeros_like(refs["dvalues"])
 
-    x, g = refs["x"][0], refs["g"][0]
-    total = jnp.zeros(x.shape, jnp.float32)
-    for head in range(refs["keys"].shape[1]):
-        keys, values = refs["keys"][0, head], refs["values"][0, head]
-        weights = _weights(keys, x, tokens)
-        product = weights * _dot(values, g, NT)
-        ds = (product - weights * product.sum(0, keepdims=True)).astype(x.dtype)
-        refs["dkeys"][0, head] += _dot(ds, x, NN)
-        refs["dvalues"][0, head] += _dot(weights.astype(g.dtype), g, NN)
-        total += _dot(ds, keys, TN)
-    refs["dx"][0] = total.astype(refs["dx"].dtype)
+    keys, values = (_lines(refs[name]) for name in ("keys", "values"))
+    _, heads, padded, channels = refs["keys"].shape
+    for row in range(refs["x"].shape[1]):
+        x, g = refs["x"][0, row], refs["g"][0, row]
+        weights = _weights(_dot(keys, x, NN), heads, tokens)
+        product = (weights * _dot(values, g, NN)).reshape(heads, padded, -1)
+        shares = weights.reshape(product.shape)
+        ds = (product - shares * product.sum(1, keepdims=True)).reshape(weights.shape)
+        ds = ds.astype(x.dtype)
+        refs["dx"][0, row] = _dot(keys, ds, TN).astype(x.dtype)
+        for name, a, b in (("dkeys", ds, x), ("dvalues", weights.astype(g.dtype), g)):
+            refs[name][0] += _dot(a, b, NT).reshape(heads, padded, channels)
 
 
-def _weights(keys: Array, x: Array, tokens: int) -> Array:
-    """p of one head, [tokens, positions] float32; rows beyond `tokens` are 0."""
-    s = _dot(keys, x, NT)
-    if tokens < s.shape[0]:
-        s = jnp.where(lax.broadcasted_iota(jnp.int32, s.shape, 0) < tokens, s, -jnp.inf)
-    weights = jnp.exp(s - s.max(0, keepdims=True))
-    return weights / weights.sum(0, keepdims=True)
+def _lines(table: Any) -> Array:
+    """[1, heads, tokens, channels] -> [heads * tokens, channels]."""
+    array: Array = table[0]
+    return array.reshape(-1, array.shape[-1])
+
+
+def _weights(s: Array, heads: int, tokens: int) -> Array:
+    """p of logits [heads * tokens, columns] float32; 0 in lines that pad the tokens."""
+    s = s.reshape(heads, -1, s.shape[-1])
+    if tokens < s.shape[1]:
+        s = jnp.where(lax.broadcasted_iota(jnp.int32, s.shape, 1) < tokens, s, -jnp.inf)
+    weights = jnp.exp(s - s.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    return weights.reshape(-1, s.shape[-1])
 
 
 def _dot(a: Array, b: Array, contraction: Any) -> Array:
@@ -146,12 +164,15 @@ def _dot(a: Array, b: Array, contraction: Any) -> Array:
     return lax.dot_general(a, b, contraction, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _specs(x: Array, keys: Array, block: int) -> tuple[pl.BlockSpec, pl.BlockSpec]:
-    """Blocks of some positions, and of all tokens, of a sample; the grid is (batch, steps)."""
-    some = pl.BlockSpec((1, block, x.shape[2]), lambda b, step: (b, step, 0))
-    return some, pl.BlockSpec((1, *keys.shape[1:]), lambda b, step: (b, 0, 0, 0))
+def _blocks(x: Array, keys: Array) -> tuple[tuple[int, int], pl.BlockSpec, pl.BlockSpec]:
+    """The grid (batch, steps), the blocks of some rows, and those of all tokens of a sample."""
+    batch, rows, channels, width = x.shape
+    together = largest_divisor(rows, max(1, POSITIONS // width))
+    some = pl.BlockSpec((1, together, channels, width), lambda b, step: (b, step, 0, 0))
+    whole = pl.BlockSpec((1, *keys.shape[1:]), lambda b, step: (b, 0, 0, 0))
+    return (batch, rows // together), some, whole
 
 
 def _work(x: Array, keys: Array, products: int) -> tuple[int, int]:
-    logits = math.prod(x.shape[:2]) * math.prod(keys.shape[1:3])
+    logits = math.prod(keys.shape[:3]) * x.shape[1] * x.shape[3]
     return 2 * products * logits * x.shape[2], logits

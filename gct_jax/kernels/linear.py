@@ -1,13 +1,15 @@
-"""Dense layers as products of two matrices."""
+"""Dense layers as products of two matrices, and what they take for a matrix."""
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from gct_jax.array_types import Array
+from gct_jax.array_types import Array, Images
+from gct_jax.kernels.target import target_platform
 
 
 def linear(
@@ -25,6 +27,22 @@ def linear(
         dot_general=matrix_product,
         name=name,
     )
+
+
+def as_positions(x: Images) -> Float[Array, "batch *positions channels"]:
+    """A map [b, h, w, c] as positions [b, h w, c]; on a TPU, where columns may lie innermost and
+    this would copy it, as it is."""
+    return x if target_platform() == "tpu" else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def weighted_sum(
+    weights: Float[Array, "batch *positions 1"], x: Float[Array, "batch *positions channels"]
+) -> Float[Array, "batch channels"]:
+    """Sum over the positions of what `as_positions` makes of a map."""
+    if x.ndim > 3:
+        return jnp.einsum("bhwo,bhwc->bc", weights, x)
+    # As a row times a matrix: einsum would have XLA's CPU backend transpose the image first.
+    return jnp.matmul(weights.swapaxes(1, 2), x)[:, 0]
 
 
 def matrix_product(

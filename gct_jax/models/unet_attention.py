@@ -20,7 +20,7 @@ from gct_jax.array_types import Array, Queries, Sequences
 from gct_jax.errors import ConfigError
 from gct_jax.kernels.folded_attention import folded_attend, folding_saves
 from gct_jax.kernels.gelu import gelu
-from gct_jax.kernels.linear import linear
+from gct_jax.kernels.linear import as_positions, linear
 from gct_jax.models.norms import l2_normalize, layer_norm
 
 COSINE_SCALE = 16.0
@@ -107,23 +107,31 @@ class CrossAttention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Sequences, tokens: Array) -> Sequences:
-        """Positions [b, n, c] and tokens [b, m, e] to [b, n, c].
+    def __call__(
+        self, x: Float[Array, "batch *positions channels"], tokens: Array
+    ) -> Float[Array, "batch *positions channels"]:
+        """Positions [b, n, c], or a map [b, h, w, c], and tokens [b, m, e] to an array like them.
 
         Raises:
           ConfigError: an unknown backend.
         """
         if self.backend not in ("auto", "dense"):
             raise ConfigError(f"backend {self.backend!r} of the U-Net is neither auto nor dense")
-        channels, width = x.shape[-1], self.heads * self.dim_head
+        shape, channels, width = x.shape, x.shape[-1], self.heads * self.dim_head
+        folds = (
+            self.backend == "auto"
+            and not (self.linear or self.cosine)
+            and folding_saves(channels, tokens.shape[1] + 1, self.dim_head)
+        )
+        if len(shape) > 3:
+            x = as_positions(x) if folds else x.reshape(shape[0], -1, channels)
         x = layer_norm("norm", self.dtype, use_bias=False)(x)
         key = split_heads(linear(width, self.dtype, "key")(tokens), self.heads)
         value = split_heads(linear(width, self.dtype, "value")(tokens), self.heads)
         key, value = NullKeyValue(name="null")(key, value)
         query_kernel = Kernel(width, self.dtype, name="query")(channels)
         out_kernel = Kernel(channels, self.dtype, name="out")(width)
-        plain = self.backend == "auto" and not (self.linear or self.cosine)
-        if plain and folding_saves(channels, key.shape[1], self.dim_head):
+        if folds:
             out = folded_attend(x, key, value, query_kernel, out_kernel)
         else:
             query = split_heads(x @ query_kernel, self.heads)
@@ -133,7 +141,7 @@ class CrossAttention(nn.Module):
             else:
                 out = attend(query, key, value, self.cosine)
             out = out @ out_kernel
-        return layer_norm("out_norm", self.dtype, use_bias=False)(out)
+        return layer_norm("out_norm", self.dtype, use_bias=False)(out).reshape(shape)
 
 
 class SelfAttention(nn.Module):

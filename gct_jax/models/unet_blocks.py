@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from gct_jax.array_types import Array, Images
 from gct_jax.kernels.convolution import convolution
+from gct_jax.kernels.linear import as_positions, weighted_sum
 from gct_jax.kernels.normed_convolution import fuses, normed_convolution
 from gct_jax.sharding import constrain_batch
 
@@ -127,11 +128,10 @@ class GlobalContext(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[b, h, w, c] to the gate [b, 1, 1, c]."""
         channels = x.shape[-1]
-        positions = rearrange(x, "b h w c -> b (h w) c")
+        positions = as_positions(x)
         logits = nn.Dense(1, dtype=self.dtype, name="position")(positions).astype(jnp.float32)
-        weights = jax.nn.softmax(logits, axis=1).astype(self.dtype)  # [batch, h w, 1]
-        # As a row times a matrix: einsum would have XLA's CPU backend transpose the image first.
-        pooled = jnp.matmul(weights.swapaxes(1, 2), positions)[:, 0]
+        axes = tuple(range(1, logits.ndim - 1))
+        pooled = weighted_sum(jax.nn.softmax(logits, axis=axes).astype(self.dtype), positions)
         hidden = nn.Dense(max(3, channels // 2), dtype=self.dtype, name="hidden")(pooled)
         hidden = nn.silu(constrain_batch(hidden))
         gate = nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="gate")(hidden))
@@ -166,8 +166,7 @@ class ResnetBlock(nn.Module):
         hidden = Block(self.features, self.groups, dtype=self.dtype, name="block1")(x)
         if self.cross_attention is not None:
             attend = self.cross_attention(dtype=self.dtype, name="cross_attention")
-            positions = rearrange(hidden, "b h w c -> b (h w) c")
-            hidden = hidden + attend(positions, tokens).reshape(hidden.shape)
+            hidden = hidden + attend(hidden, tokens)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="time")(nn.silu(time))
         hidden = Block(self.features, self.groups, dtype=self.dtype, name="block2")(
             hidden, modulation

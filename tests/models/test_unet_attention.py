@@ -82,3 +82,20 @@ def test_the_layer_has_the_same_parameters_and_output_either_way(monkeypatch):
         outputs.append(attention.apply(variables[0], x, tokens))
     jax.tree.map(np.testing.assert_array_equal, *variables)
     np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 128), (2, 4, 6), (2, 10)])
+def test_maps_and_positions_attend_alike_on_tpus_and_elsewhere(shape):
+    rng = np.random.default_rng(2)
+    attention = CrossAttention(HEADS, DIM_HEAD)
+    x, tokens = normal(rng, *shape, CHANNELS), normal(rng, shape[0], 4, 6)
+    variables = attention.init(jax.random.key(0), x, tokens)
+
+    def run(x):
+        return attention.apply(variables, x, tokens)
+
+    positions = run(x.reshape(shape[0], -1, CHANNELS)).reshape(x.shape)
+    np.testing.assert_allclose(run(x), positions, atol=1e-5)
+    with tracing_for("tpu"):
+        on_tpu = run(x)
+    np.testing.assert_allclose(on_tpu, positions, atol=1e-5)
