@@ -7,13 +7,13 @@
 Compiles the functions that `launch.train` and `generate` run. Without a stage --config means all of
 them; without --mesh, meshes are ranked by arithmetic and the best two are compiled. Of several
 topologies, --rows and --slice-rows are those of the first, the others get as many a chip. It needs
-`pip install -e '.[tpu,train]'`; a program takes a minute or several to compile.
+`pip install -e '.[tpu,train]'`; a program takes a minute or several to compile, and a stopped plan
+goes on with --resume.
 """
 
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import re
 import shlex
@@ -70,6 +70,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dollars-per-chip-hour", type=float, metavar="PRICE")
     parser.add_argument("--movers", type=int, default=0, help="list so many of the largest")
     parser.add_argument("--out", type=Path, help="OUT.md, OUT.json, and OUT.png of several slices")
+    parser.add_argument("--resume", action="store_true", help="take what OUT.json has from there")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -101,9 +102,14 @@ def write(options: argparse.Namespace, command: str) -> None:
     from gct_jax.chips import chip
     from launch.plan.chart import save_chart
     from launch.plan.page import movers, page
+    from launch.plan.results import Results
 
     configs = [stage_config(options, name) for name in stage_names(options.config)]
     slices = [topology_devices(name) for name in options.topology]
+    names = ("config", "overrides", "rows", "slice_rows", "topology")
+    asked = {name: getattr(options, name) for name in names}
+    out = options.out.with_suffix(".json") if options.out else None
+    kept = Results(out, asked, resume=options.resume)
     pages, rows_of = [], {}
     for topology, devices in zip(options.topology, slices, strict=True):
         kind = devices[0].device_kind
@@ -112,7 +118,8 @@ def write(options: argparse.Namespace, command: str) -> None:
             raise ConfigError(f"--topology {topology}: no data sheet of {kind} in gct_jax/chips.py")
         rows: list[Row] = []
         lists = []
-        for row, moving in compiled(options, configs, devices, len(slices[0])):
+        once = functools.partial(kept.compiled, topology)
+        for row, moving in compiled(options, configs, devices, len(slices[0]), once):
             rows.append(row)
             if options.movers and moving:
                 mesh = "x".join(map(str, row.mesh))
@@ -125,10 +132,8 @@ def write(options: argparse.Namespace, command: str) -> None:
     text = "\n".join(pages)
     print(text)
     if options.out:
-        content = json.dumps({t: [_plain(row) for row in r] for t, (_, _, r) in rows_of.items()})
-        for suffix, lines in ((".md", text), (".json", content + "\n")):
-            with replace_when_done(options.out.with_suffix(suffix)) as temporary:
-                temporary.write_text(lines, encoding="utf-8")
+        with replace_when_done(options.out.with_suffix(".md")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         if len(slices) > 1:
             save_chart(options.out.with_suffix(".png"), list(rows_of.values()))
 
@@ -168,11 +173,15 @@ def topology_devices(topology: str) -> list:
 
 
 def compiled(
-    options: argparse.Namespace, configs: Sequence["TrainConfig"], devices: list, first: int
+    options: argparse.Namespace,
+    configs: Sequence["TrainConfig"],
+    devices: list,
+    first: int,
+    once: Callable[..., tuple["Row", Sequence["Instruction"]]],
 ) -> Iterator[tuple["Row", Sequence["Instruction"]]]:
     """Every program asked for, for one slice, with what it moves.
 
-    first: chips of the first topology, whose rows `options` states.
+    first: chips of the first topology, whose rows `options` states. once: compiles a program.
     """
     from gct_jax.sharding import make_mesh
     from launch.plan import programs
@@ -185,7 +194,7 @@ def compiled(
                 config.loop, batch_size=max(1, round(config.loop.batch_size * share))
             )
             scaled = dataclasses.replace(config, loop=loop)
-            yield from trained(scaled, mesh, devices)
+            yield from trained(scaled, mesh, devices, once)
     mesh = mesh or make_mesh((-1, 1, 1), devices)
     config, prompts = configs[0], len(devices)
     if "generate" in options.program:
@@ -195,17 +204,20 @@ def compiled(
             ("generate: tokens and volumes", 1, programs.sample_volumes),
             ("generate: a step of super-resolution", slices, programs.super_resolve),
         ):
-            yield _compiled(name, mesh, rows, functools.partial(lower, model, mesh, rows, dtype))
+            yield once(name, mesh, rows, functools.partial(lower, model, mesh, rows, dtype))
     if "attention" in options.program:
         for name, backward in (("attention", False), ("attention, gradients", True)):
             attend = functools.partial(
                 programs.attend, config.model, mesh, prompts, config.dtype, backward=backward
             )
-            yield _compiled(name, mesh, prompts, attend)
+            yield once(name, mesh, prompts, attend)
 
 
 def trained(
-    config: "TrainConfig", mesh: Any, devices: list
+    config: "TrainConfig",
+    mesh: Any,
+    devices: list,
+    once: Callable[..., tuple["Row", Sequence["Instruction"]]],
 ) -> Iterator[tuple["Row", Sequence["Instruction"]]]:
     """The training step on a mesh, or on the best two."""
     from gct_jax.chips import chip
@@ -235,26 +247,7 @@ def trained(
     for chosen in meshes:
         require_split(config.loop, chosen)
         lower = functools.partial(programs.train_step, config, chosen)
-        yield _compiled(f"train {config.stage}", chosen, config.loop.batch_size, lower)
-
-
-def _compiled(
-    name: str, mesh: Any, rows: int, lower: Callable[[], Any]
-) -> tuple["Row", Sequence["Instruction"]]:
-    from launch.plan.page import Row
-    from launch.plan.roofline import Refused, compile_program
-
-    shape = tuple(mesh.shape.values())
-    print(f"compiling {name} on {'x'.join(map(str, shape))} ...", file=sys.stderr, flush=True)
-    found = compile_program(lower)
-    if isinstance(found, Refused):
-        return Row(name, shape, rows, found), ()
-    facts, moving = found
-    return Row(name, shape, rows, facts), moving
-
-
-def _plain(row: "Row") -> dict[str, Any]:
-    return {**row._asdict(), "found": row.found._asdict()}
+        yield once(f"train {config.stage}", chosen, config.loop.batch_size, lower)
 
 
 if __name__ == "__main__":
