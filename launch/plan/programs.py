@@ -85,8 +85,8 @@ def super_resolve(model: ModelConfig, mesh: Mesh, slices: int, dtype: str) -> ja
         prompt if unet.text_embed_dim else {},
         jax.eval_shape(lambda: jax.random.split(random_key(0), slices)),
     )
+    variables = _placed(abstract_variables(model, "superres"), mesh, P())
     with jax.set_mesh(mesh):
-        variables = _placed(abstract_variables(model, "superres"), mesh, P())
         network = jax.tree_util.Partial(apply, variables)
         placed = _placed(rows, mesh, BATCH)
         settings = superres_settings(model, _settings(model, dtype))
