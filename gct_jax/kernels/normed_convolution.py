@@ -122,6 +122,7 @@ def _products(x: Array, matrix: Array, tables: dict[str, Array]) -> Array:
         {"y": (jax.ShapeDtypeStruct((batch, height, features, width), x.dtype), out)},
         sequential=0,
         work=(2 * batch * height * width * matrix.size, x.size if tables else 0),
+        read_again_bytes=_halo_bytes(x),
     )
     return y
 
@@ -143,6 +144,7 @@ def _filter_gradient(x: Array, gain: Array, offset: Array, g: Array) -> tuple[Ar
         },
         sequential=2,
         work=(2 * batch * height * width * shapes[0].size, x.size),
+        read_again_bytes=_halo_bytes(x),
     )
     return dmatrix, dbias
 
@@ -219,6 +221,11 @@ def _rows(x: Array) -> dict[str, tuple[Array, pl.BlockSpec]]:
         "above": (x, pl.BlockSpec(one, above)),
         "below": (x, pl.BlockSpec(one, below)),
     }
+
+
+def _halo_bytes(x: Array) -> int:
+    """Of the rows before and behind each block."""
+    return 2 * x.size // ROWS * x.dtype.itemsize
 
 
 def _tables(tables: dict[str, Array]) -> dict[str, tuple[Array, pl.BlockSpec]]:

@@ -21,6 +21,7 @@ def run_kernel(
     *,
     sequential: int,
     work: tuple[int, int],
+    read_again_bytes: int = 0,
     scratch: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[Array]:
     """Run a kernel that takes its references by name, and return its outputs.
@@ -30,6 +31,7 @@ def run_kernel(
     Args:
       sequential: so many last axes of the grid must run in order on one core.
       work: floating point operations and transcendental ones, for the compiler's scheduler.
+      read_again_bytes: of inputs beyond the once that each array is counted for.
       scratch: float32 arrays of on-chip memory by name.
     """
     scratch = scratch or {}
@@ -40,7 +42,8 @@ def run_kernel(
     cost = pl.CostEstimate(
         flops=work[0],
         transcendentals=work[1],
-        bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays.values()),
+        bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays.values())
+        + read_again_bytes,
     )
 
     def run(interpret: bool, *arrays: Array) -> list[Array]:
