@@ -10,10 +10,9 @@ zeros around s, and with the gradient g of y
     dW[i, j] = sum_rc s[r + i - 1, c + j - 1] g[r, c]^T,   dbias = sum_rc g[r, c]            (3)
 
 XLA cuts maps of few images with few channels into stripes before it convolves them, pads the
-stripes and copies every map several times: 10 GB for a block of 64 channels of four slices of
-512 x 512. Here a map is read once and one is written. Maps are held as [row, channel, column], so
-that 64 channels fill the vector registers, and the products of a row are one of two matrices,
-[features, 9 channels] and [9 channels, columns].
+stripes and copies every map several times. Here a map is read once and one is written. Maps are
+held as [row, channel, column], so that 64 channels fill the vector registers, and the sums of a
+row are one product of two matrices, [features, 9 channels] and [9 channels, columns].
 """
 
 import math
