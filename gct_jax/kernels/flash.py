@@ -58,10 +58,10 @@ def attend_flash(
     if bias is not None and bias.tiles is None:
         bias = with_tiles(bias, block=block)
     grid = None if bias is None else bias.grid
-    tiles = None if bias is None else bias.tiles
+    tables = None if bias is None else (bias.table, bias.tiles)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return run(q, k, v, tiles, key_mask, grid=grid)
+        return run(q, k, v, tables, key_mask, grid=grid)
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     rows = BATCH[0] if q.shape[0] % math.prod(sizes[axis] for axis in BATCH[0]) == 0 else None
     heads = "tensor" if q.shape[2] % sizes["tensor"] == 0 else None
@@ -71,17 +71,19 @@ def attend_flash(
         in_specs=(tokens, tokens, tokens, P(heads), P(rows)),
         out_specs=tokens,
         check_vma=False,  # the interpreter of the kernels does not track it
-    )(q, k, v, tiles, key_mask)
+    )(q, k, v, tables, key_mask)
 
 
-def _attend(q, k, v, tiles, key_mask, *, scale, null_keys, causal, block, grid):
+def _attend(q, k, v, tables, key_mask, *, scale, null_keys, causal, block, grid):
     queries, keys = q.shape[1], k.shape[1] - null_keys
     if grid is None:
         blocks = Blocks(*(min(block, _whole(tokens, LANES)) for tokens in (queries, keys)))
         query_layout = functools.partial(_pad_to, multiple=blocks.queries)
         key_layout = functools.partial(_pad_to, multiple=blocks.keys)
+        tiles = None
     else:
         blocks = _biased_blocks(grid, block)
+        tiles = _tiles_of(*tables, grid, block)
         query_layout = key_layout = functools.partial(_pad_frames, grid=grid, blocks=blocks)
     visible = jnp.ones((1, keys), bool) if key_mask is None else key_mask
     # Padding weighs nothing even where every real key is hidden.
@@ -122,13 +124,36 @@ def _with_null_keys(q, k, v, out, norm, scale):
 def with_tiles(bias: RelativeBias, *, block: int = BLOCK) -> RelativeBias:
     """The bias with what the kernel reads of it, packed tiles of padded frames, [heads, offsets,
     F', pack F']: made once for all layers that share it. `block` as in `attend_flash`."""
-    frame_tokens = math.prod(bias.grid[1:])
-    blocks = _biased_blocks(bias.grid, block)
-    missing = _whole(bias.grid[0], blocks.frames) - bias.grid[0]
-    rows = jnp.swapaxes(expand_rows(bias.table.astype(jnp.float32)), 2, 3)  # [h, 2T-1, key, query]
-    spare = (0, blocks.frame - frame_tokens)
+    tiles = _expanded(jax.lax.stop_gradient(bias.table), bias.grid, block)
+    return RelativeBias(bias.table, bias.grid, tiles)
+
+
+def _expanded(table: jax.Array, grid: tuple[int, int, int], block: int) -> jax.Array:
+    blocks = _biased_blocks(grid, block)
+    missing = _whole(grid[0], blocks.frames) - grid[0]
+    rows = jnp.swapaxes(expand_rows(table.astype(jnp.float32)), 2, 3)  # [h, 2T-1, key, query]
+    spare = (0, blocks.frame - math.prod(grid[1:]))
     tiles = jnp.pad(rows, ((0, 0), (missing, missing), spare, spare))
-    return RelativeBias(bias.table, bias.grid, pack_tiles(tiles, blocks.pack))
+    return pack_tiles(tiles, blocks.pack)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _tiles_of(table, tiles, grid, block):
+    """The tiles, as a function of the table: what devices sum of a gradient is then as small as the
+    table, and not as large as the tiles."""
+    return tiles
+
+
+def _tiles_of_fwd(table, tiles, grid, block):
+    return tiles, table
+
+
+def _tiles_of_bwd(grid, block, table, gradient):
+    (of_table,) = jax.linear_transpose(lambda t: _expanded(t, grid, block), table)(gradient)
+    return of_table, None
+
+
+_tiles_of.defvjp(_tiles_of_fwd, _tiles_of_bwd)
 
 
 def _biased_blocks(grid: tuple[int, int, int], block: int) -> Blocks:
