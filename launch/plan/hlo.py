@@ -1,8 +1,12 @@
 """What a compiled program moves, read from the compiler's text.
 
-Of every instruction outside of fused computations: the bytes of its operands and its result. A loop
-whose number of turns the compiler knows counts that often. Of a collective over groups of n chips,
-with R the bytes of its result on a chip, each chip receives
+Of every instruction outside of fused computations: the bytes of those of its operands and results
+that lie in the chip's large memory. On a TPU many stay in the memory on the chip ("S(1)" in their
+layout); what is fetched there ahead of its use, or brought back, counts once. The compiler's own
+count, `cost_analysis`, makes no such difference and counts the whole of an array for each part that
+is fetched of it. A loop whose number of turns the compiler knows counts that often.
+
+Of a collective over groups of n chips, with R the bytes of its result on a chip, each chip receives
 
     all-gather, all-to-all   R (n - 1) / n            collective-permute   R                     (1)
     all-reduce               2 R (n - 1) / n          reduce-scatter       R (n - 1)             (2)
@@ -37,9 +41,12 @@ FREE = {
     *("partition-id", "replica-id", "after-all"),
 }
 
+FETCHED = ("copy-done", "slice-done")  # between the memories, while something else is computed
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\n", re.M)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(?[^=]*?\)?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(" + "|".join(ITEM_BYTES) + r")\[([\d,]*)\]")
+_PLACED = re.compile(_ARRAY.pattern + r"(\{[^}]*\})?")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -53,7 +60,7 @@ _MESH_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 class Instruction(NamedTuple):
     """One that moves something.
 
-    bytes_moved: of operands and result, each time; 0 of a collective within a fusion, which has
+    bytes_moved: in the chip's large memory, each time; 0 of a collective within a fusion, which has
     them. times: how often it runs. result: its type.
     source: the operation of the program that it comes from.
     """
@@ -102,6 +109,13 @@ def array_bytes(text: str) -> int:
     return sum(
         ITEM_BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in _ARRAY.findall(text)
+    )
+
+
+def memory_bytes(text: str) -> int:
+    """As `array_bytes`, of those arrays that lie in the chip's large memory."""
+    return sum(
+        array_bytes(match[0]) for match in _PLACED.finditer(text) if "S(" not in (match[3] or "")
     )
 
 
@@ -168,10 +182,15 @@ def _read(
             continue
         name, result, operation, rest = match.groups()
         types[name] = result
+        operands = re.findall(r"%([\w.\-]+)", rest.split("metadata")[0].split("calls=")[0])
+        if operation in FETCHED:
+            started = types.get(operands[0], "")
+            sides = 1 if "S(1)" in result + started else 2
+            moved = sides * array_bytes(result)
+            yield Instruction(name, operation, result, moved, times, 1, "")
         if operation in FREE or operation.endswith("-done"):
             continue
-        operands = re.findall(r"%([\w.\-]+)", rest.split("metadata")[0].split("calls=")[0])
-        moved = array_bytes(result) + sum(array_bytes(types.get(name, "")) for name in operands)
+        moved = memory_bytes(result) + sum(memory_bytes(types.get(name, "")) for name in operands)
         source = re.search(r'op_name="([^"]*)"', line)
         calls = _CALLS.search(line) if operation == "fusion" else None
         inside = _hidden(calls[1], bodies, times) if calls else []
@@ -214,10 +233,10 @@ def _handed_on(line: str, result: str, operands: list[str], types: dict[str, str
     aliases = _HANDED_ON.search(line)
     if not aliases:
         return 0
-    results = [match[0] for match in _ARRAY.finditer(result)]
+    results = [match[0] for match in _PLACED.finditer(result)]
     pairs = [(int(i), int(j)) for i, j in re.findall(r"\{(\d+)\}: \((\d+),", aliases[1])]
-    total = sum(array_bytes(results[output]) for output, _ in pairs)
-    return total + sum(array_bytes(types.get(operands[j], "")) for j in {j for _, j in pairs})
+    total = sum(memory_bytes(results[output]) for output, _ in pairs)
+    return total + sum(memory_bytes(types.get(operands[j], "")) for j in {j for _, j in pairs})
 
 
 def _group(line: str) -> int:

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 HEADER = (
-    *("program", "mesh", "rows", "GB of a chip", "TFLOP", "GB moved", "GB received"),
+    *("program", "mesh", "rows", "GB of a chip", "TFLOP", "GB moved", "GB counted", "GB received"),
     *("compute, ms", "memory, ms", "network, ms", "step, ms", "bound by"),
     *("utilisation", "weak scaling", "not overlapped", "collectives"),
 )
@@ -53,7 +53,9 @@ def page(
             f"`{command}`",
             "",
             f"Compiled by the TPU compiler for {chips} chips {kind}, nothing was run. All figures "
-            "are of one chip and one step; what moves within a loop counts once in GB moved.",
+            "are of one chip and one step; what moves within a loop counts once. GB moved are of "
+            "the chip's large memory; GB counted are the compiler's own count, which has what stays "
+            "in the memory on the chip as well.",
             "",
             markdown_table(table),
             "",
@@ -78,6 +80,7 @@ def _cells(row: Row, chip: Chip) -> tuple[str, ...]:
         f"{facts.held_bytes / 1e9:.2f} of {chip.memory_bytes / 1e9:.1f}",
         f"{facts.flops / 1e12:.2f}",
         f"{facts.moved_bytes / 1e9:.1f}",
+        f"{facts.counted_bytes / 1e9:.1f}",
         f"{received / 1e9:.2f}",
         *(f"{1e3 * value:.1f}" for value in (*seconds, seconds.step)),
         seconds.bound,

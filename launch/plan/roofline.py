@@ -60,9 +60,11 @@ class Seconds(NamedTuple):
 class Facts(NamedTuple):
     """What the compiler says of a program, on one chip.
 
-    held_bytes: of memory, all in all. argument_bytes, temporary_bytes: parts of it. flops,
-    moved_bytes: of a step. collectives: kind -> how many run and the bytes that a chip receives in
-    them. compile_seconds: how long the compiler took.
+    held_bytes: of memory, all in all. argument_bytes, temporary_bytes: parts of it. flops: of a
+    step. moved_bytes: of a step, from and to the chip's large memory (`launch.plan.hlo`).
+    counted_bytes: by the compiler's own count, which has what stays on the chip as well.
+    collectives: kind -> how many run and the bytes that a chip receives in them. compile_seconds:
+    how long the compiler took.
     """
 
     held_bytes: float
@@ -70,6 +72,7 @@ class Facts(NamedTuple):
     temporary_bytes: float
     flops: float
     moved_bytes: float
+    counted_bytes: float
     collectives: dict[str, tuple[int, float]]
     compile_seconds: float
 
@@ -112,7 +115,9 @@ def compile_program(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=cost["flops"],
-        moved_bytes=cost["bytes accessed"],
+        # What moves within a loop counts once, as its operations do in `cost`.
+        moved_bytes=sum(one.bytes_moved for one in moving),
+        counted_bytes=cost["bytes accessed"],
         collectives=_collectives(moving),
         compile_seconds=round(seconds, 1),
     )

@@ -109,6 +109,27 @@ def test_a_collective_hidden_behind_fusions_runs_once():
     assert received_bytes(summed) == 3 * 4 * 8 * 4
 
 
+ON_CHIP = """HloModule jit_h
+
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %a = f32[64]{0:T(256)} parameter(0)
+  %start = (f32[64]{0:T(256)S(1)}, f32[64]{0:T(256)}, u32[]{:S(2)}) copy-start(%a)
+  %near = f32[64]{0:T(256)S(1)} copy-done(%start)
+  %b = f32[64]{0:T(256)S(1)} add(%near, %near)
+  %part = ((f32[64]{0:T(256)}), f32[16]{0:T(256)S(1)}, s32[]{:S(2)}) slice-start(%a)
+  %quarter = f32[16]{0:T(256)S(1)} slice-done(%part)
+  %moved = (f32[64]{0:T(256)}, f32[64]{0:T(256)}, u32[]{:S(2)}) copy-start(%a)
+  %copy = f32[64]{0:T(256)} copy-done(%moved)
+  ROOT %c = f32[64]{0:T(256)} multiply(%b, %near)
+}
+"""
+
+
+def test_what_stays_on_the_chip_is_not_moved():
+    found = {one.name: one.bytes_moved for one in instructions(ON_CHIP)}
+    assert found == {"near": 256, "b": 0, "quarter": 64, "copy": 512, "c": 256}
+
+
 @pytest.mark.parametrize(
     ("spec", "kind", "size"),
     [(P("fsdp"), "all-gather", 64 * 64 * 4 * 3 / 4), (P(None, "fsdp"), "all-gather", 12288)],
