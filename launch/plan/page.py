@@ -54,8 +54,8 @@ def page(
             "",
             f"Compiled by the TPU compiler for {chips} chips {kind}, nothing was run. All figures "
             "are of one chip and one step; what moves within a loop counts once. GB moved are of "
-            "the chip's large memory; GB counted are the compiler's own count, which has what stays "
-            "in the memory on the chip as well.",
+            "the chip's large memory; GB counted are the compiler's own count, which has what "
+            "stays in the memory on the chip as well.",
             "",
             markdown_table(table),
             "",

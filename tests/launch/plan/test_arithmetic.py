@@ -70,8 +70,8 @@ def test_the_page_shows_its_arithmetic():
     text = page("base on v5e:2x4", "python -m launch.plan", "TPU v5 lite", CHIP, 8, rows, 1.2)
     assert (
         "| train maskgit | 2 x 4 x 1 | 8 | 8.00 of 17.2 | 19.70 | 163.8 | 300.0 | 30.00 | 100.0 | "
-        "200.0 | 300.0 | 300.0 | network | 33 % | 67 % | 40 % | 12 all-gather (30.00 GB), 2 all-reduce "
-        "(0.00 GB) | 0.80 |"
+        "200.0 | 300.0 | 300.0 | network | 33 % | 67 % | 40 % | 12 all-gather (30.00 GB), "
+        "2 all-reduce (0.00 GB) | 0.80 |"
     ) in text
     assert "| train ctvit | 8 x 1 x 1 | 8 | needs 20G of 15.75G |" in text
     assert "197 TFLOP/s" in text and "819 GB/s" in text and "has 100" in text
