@@ -49,6 +49,7 @@ def _widened(config: TrainConfig, *, learning_rate: float, batch_size: int) -> T
         config,
         model=model(),
         dtype="bfloat16",
+        remat=True,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate),
         loop=dataclasses.replace(config.loop, batch_size=batch_size),
     )
