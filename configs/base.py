@@ -61,8 +61,8 @@ def ctvit() -> TrainConfig:
 
 def maskgit() -> TrainConfig:
     """Adam at 3e-5, warm-up of 10,000 steps, cosine. Mended: conditioning dropout of 25 %,
-    tokens encoded once instead of at every step, masking ratios without gaps. What a volume's layers
-    keep is half a gigabyte; with `remat=True` they are computed again instead."""
+    tokens encoded once instead of at every step, masking ratios without gaps. The layers of a
+    volume keep half a gigabyte in bfloat16; with `remat=True` they are computed again instead."""
     return TrainConfig(
         stage="maskgit",
         model=model(),
