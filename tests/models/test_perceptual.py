@@ -76,7 +76,9 @@ def test_features_of_a_gray_slice():
         np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 4, 1), (1, 1, 8)))]
+)
 def test_devices_share_the_wide_layers_and_send_rows_instead_of_kernels(shape):
     mesh = make_mesh(shape)
     module = VGG16Features(widths=WIDTHS, classifier_width=16)
