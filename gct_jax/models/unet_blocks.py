@@ -32,7 +32,11 @@ def conv(features: int, kernel: int, **options: Any) -> nn.Conv:
 
 
 class ConvWeights(nn.Module):
-    """Kernel and bias of `conv` with a 3x3 window, to be applied by the caller."""
+    """Kernel and bias of `conv` with a 3x3 window, to be applied by the caller.
+
+    Attributes:
+      features: output channels.
+    """
 
     features: int = 64
 
