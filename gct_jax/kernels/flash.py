@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from gct_jax.array_types import KeyMask, KeyRows, Queries
 from gct_jax.kernels.bias import RelativeBias, expand_rows
 from gct_jax.kernels.flash_tpu import LANES, LOWEST, Blocks, flash, pack_tiles
+from gct_jax.kernels.pallas_tpu import is_alone
 from gct_jax.sharding import BATCH
 
 BLOCK = 512  # tokens, where the frames allow it
@@ -59,9 +60,9 @@ def attend_flash(
         bias = with_tiles(bias, block=block)
     grid = None if bias is None else bias.grid
     tables = None if bias is None else (bias.table, bias.tiles)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.axis_sizes) == 1:
+    if is_alone():
         return run(q, k, v, tables, key_mask, grid=grid)
+    mesh = jax.sharding.get_abstract_mesh()
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     rows = BATCH[0] if q.shape[0] % math.prod(sizes[axis] for axis in BATCH[0]) == 0 else None
     heads = "tensor" if q.shape[2] % sizes["tensor"] == 0 else None

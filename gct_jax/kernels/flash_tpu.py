@@ -27,14 +27,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from gct_jax.kernels.pallas_tpu import run_kernel
+from gct_jax.kernels.pallas_tpu import NN, NT, TN, dot, run_kernel
 
 LANES = 128
 LOWEST = float(jnp.finfo(jnp.float32).min)  # logit of a hidden key; of padding: -inf
-
-TN = (((0,), (0,)), ((), ()))  # contract the rows of both factors
-NN = (((1,), (0,)), ((), ()))
-NT = (((1,), (1,)), ((), ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +178,7 @@ def _forward_kernel(refs, *, scale, causal, blocks):
     v = refs["v"][0, 0]
     refs["top"][...] = top
     refs["sum"][...] = fade * refs["sum"][...] + weights.sum(0, keepdims=True)
-    refs["acc"][...] = fade * refs["acc"][...] + _dot(v, weights.astype(v.dtype), NN)
+    refs["acc"][...] = fade * refs["acc"][...] + dot(v, weights.astype(v.dtype), NN)
 
     @pl.when(step == last)
     def _():
@@ -200,7 +196,7 @@ def _query_gradient_kernel(refs, *, scale, causal, blocks):
 
     _, ds = _weights_and_gradient(refs, query_step, key_step, scale, causal, blocks)
     k = refs["k"][0, 0]
-    refs["acc"][...] += _dot(k, ds.astype(k.dtype), NN)
+    refs["acc"][...] += dot(k, ds.astype(k.dtype), NN)
 
     @pl.when(key_step == pl.num_programs(3) - 1)
     def _():
@@ -226,8 +222,8 @@ def _key_gradient_kernel(refs, *, scale, causal, blocks):
 
     p, ds = _weights_and_gradient(refs, query_step, key_step, scale, causal, blocks)
     q, g = refs["q"][0, 0], refs["g"][0, 0]
-    refs["dk_acc"][...] += _dot(q, ds.astype(q.dtype), NT)
-    refs["dv_acc"][...] += _dot(g, p.astype(g.dtype), NT)
+    refs["dk_acc"][...] += dot(q, ds.astype(q.dtype), NT)
+    refs["dv_acc"][...] += dot(g, p.astype(g.dtype), NT)
 
     @pl.when(query_step == pl.num_programs(3) - 1)
     def _():
@@ -237,7 +233,7 @@ def _key_gradient_kernel(refs, *, scale, causal, blocks):
 
 def _logits(refs, query_step, key_step, scale, causal, blocks):
     """s of one block, [keys, queries] float32."""
-    s = scale * _dot(refs["k"][0, 0], refs["q"][0, 0], TN)
+    s = scale * dot(refs["k"][0, 0], refs["q"][0, 0], TN)
     if "tiles" in refs:
         tiles = _tiles_of_block(refs, query_step, key_step, blocks)
         wide = [refs["tiles"][0, index] for index, _, _ in tiles]
@@ -258,7 +254,7 @@ def _weights_and_gradient(refs, query_step, key_step, scale, causal, blocks):
     """p of equation (1) and ds of (2), both [keys, queries] float32."""
     s = _logits(refs, query_step, key_step, scale, causal, blocks)
     p = jnp.exp(s - refs["norm"][0, 0])
-    weighted = _dot(refs["v"][0, 0], refs["g"][0, 0], TN)
+    weighted = dot(refs["v"][0, 0], refs["g"][0, 0], TN)
     return p, p * (weighted - refs["delta"][0, 0])
 
 
@@ -276,11 +272,6 @@ def _tiles_of_block(refs, query_step, key_step, blocks):
         for row in range(blocks.frames)
         for column in range(blocks.frames // blocks.pack)
     ]
-
-
-def _dot(a, b, contraction):
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, contraction, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _token_specs(dim, blocks, query_axis):

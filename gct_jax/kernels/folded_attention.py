@@ -32,14 +32,13 @@ def folded_attend(
     batch, tokens, heads, dim_head = key.shape
     query_kernel = rearrange(query_kernel, "c (h d) -> c h d", h=heads)
     out_kernel = rearrange(out_kernel, "(h d) c -> h d c", h=heads)
+    values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
     if target_platform() == "tpu":
         keys = jnp.einsum("chd,bmhd->bhmc", query_kernel, key) * dim_head**-0.5
-        values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
         with reverse_mode_only("folded attention on a TPU", 'backend="dense"'):
             return attend_folded(x, keys, values)
     _, positions, channels = x.shape
     keys = jnp.einsum("chd,bmhd->bchm", query_kernel, key) * dim_head**-0.5
-    values = jnp.einsum("bmhd,hdc->bhmc", value, out_kernel)
     # Heads and tokens as one axis: two plain products, where XLA's CPU backend is fastest.
     keys = keys.astype(x.dtype).reshape(batch, channels, heads * tokens)
     values = values.reshape(batch, heads * tokens, -1)

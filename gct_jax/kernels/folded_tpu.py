@@ -24,19 +24,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.sharding import PartitionSpec as P
 
-from gct_jax.kernels.pallas_tpu import run_kernel
+from gct_jax.kernels.pallas_tpu import NN, NT, TN, dot, on_own_samples, run_kernel
 from gct_jax.kernels.scheduling import largest_divisor
-from gct_jax.sharding import BATCH, splits_evenly
 
 POSITIONS = 2048  # at a time
 LANES = 128
 LINES = 16  # of a vector register of 16-bit numbers
-
-TN = (((0,), (0,)), ((), ()))  # contract the rows of both factors
-NN = (((1,), (0,)), ((), ()))
-NT = (((1,), (1,)), ((), ()))
 
 
 def attend_folded(x: Array, keys: Array, values: Array) -> Array:
@@ -49,14 +43,7 @@ def attend_folded(x: Array, keys: Array, values: Array) -> Array:
     Returns:
       An array like `x`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return _attend(x, keys, values)
-    rows = BATCH if splits_evenly(x.shape[0]) else P()
-    # The interpreter of the kernels does not track which axes a value varies over.
-    return jax.shard_map(_attend, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(
-        x, keys, values
-    )
+    return on_own_samples(_attend, x, keys, values)
 
 
 def _attend(x: Array, keys: Array, values: Array) -> Array:
@@ -119,8 +106,8 @@ def _forward_kernel(refs: dict[str, Any], *, tokens: int) -> None:
     heads = refs["keys"].shape[1]
     for row in range(refs["x"].shape[1]):
         x = refs["x"][0, row]
-        weights = _weights(_dot(keys, x, NN), heads, tokens)
-        refs["out"][0, row] = _dot(values, weights.astype(x.dtype), TN).astype(x.dtype)
+        weights = _weights(dot(keys, x, NN), heads, tokens)
+        refs["out"][0, row] = dot(values, weights.astype(x.dtype), TN).astype(x.dtype)
 
 
 def _backward_kernel(refs: dict[str, Any], *, tokens: int) -> None:
@@ -133,14 +120,14 @@ def _backward_kernel(refs: dict[str, Any], *, tokens: int) -> None:
     _, heads, padded, channels = refs["keys"].shape
     for row in range(refs["x"].shape[1]):
         x, g = refs["x"][0, row], refs["g"][0, row]
-        weights = _weights(_dot(keys, x, NN), heads, tokens)
-        product = (weights * _dot(values, g, NN)).reshape(heads, padded, -1)
+        weights = _weights(dot(keys, x, NN), heads, tokens)
+        product = (weights * dot(values, g, NN)).reshape(heads, padded, -1)
         shares = weights.reshape(product.shape)
         ds = (product - shares * product.sum(1, keepdims=True)).reshape(weights.shape)
         ds = ds.astype(x.dtype)
-        refs["dx"][0, row] = _dot(keys, ds, TN).astype(x.dtype)
+        refs["dx"][0, row] = dot(keys, ds, TN).astype(x.dtype)
         for name, a, b in (("dkeys", ds, x), ("dvalues", weights.astype(g.dtype), g)):
-            refs[name][0] += _dot(a, b, NT).reshape(heads, padded, channels)
+            refs[name][0] += dot(a, b, NT).reshape(heads, padded, channels)
 
 
 def _lines(table: Any) -> Array:
@@ -157,11 +144,6 @@ def _weights(s: Array, heads: int, tokens: int) -> Array:
     weights = jnp.exp(s - s.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
     return weights.reshape(-1, s.shape[-1])
-
-
-def _dot(a: Array, b: Array, contraction: Any) -> Array:
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, contraction, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _blocks(x: Array, keys: Array) -> tuple[tuple[int, int], pl.BlockSpec, pl.BlockSpec]:

@@ -15,7 +15,6 @@ held as [row, channel, column], so that 64 channels fill the vector registers, a
 row are one product of two matrices, [features, 9 channels] and [9 channels, columns].
 """
 
-import math
 from typing import Any
 
 import jax
@@ -24,20 +23,16 @@ from einops import rearrange
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from gct_jax.array_types import Images
-from gct_jax.kernels.pallas_tpu import run_kernel
+from gct_jax.kernels.pallas_tpu import NN, NT, dot, on_own_samples, run_kernel
+from gct_jax.kernels.reverse_mode import reverse_mode_only
 from gct_jax.kernels.target import target_platform
-from gct_jax.sharding import BATCH, splits_evenly
 
 LANES = 128
 ROWS = 8  # of a map at a time
 CHANNELS = (16, 512)  # fewest and most, of multiples of the fewest
-
-NN = (((1,), (0,)), ((), ()))
-NT = (((1,), (1,)), ((), ()))
 
 
 def fuses(shape: tuple[int, ...], features: int) -> bool:
@@ -65,14 +60,8 @@ def normed_convolution(
 ) -> Float[Array, "batch height width features"]:
     """Equation (1) of x [b, h, w, c], on each device of the current mesh for its own images; in the
     type of `x`, summed in float32."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.axis_sizes) == 1:
-        return _convolved(x, gain, offset, kernel, bias)
-    rows = BATCH if splits_evenly(x.shape[0]) else P()
-    # The interpreter of the kernels does not track which axes a value varies over.
-    return jax.shard_map(
-        _convolved, in_specs=(rows, rows, rows, P(), P()), out_specs=rows, check_vma=False
-    )(x, gain, offset, kernel, bias)
+    with reverse_mode_only("the U-Net's convolution on a TPU", 'backend="dense"'):
+        return on_own_samples(_convolved, x, gain, offset, kernel, bias, whole=2)
 
 
 def _convolved(x: Array, gain: Array, offset: Array, kernel: Array, bias: Array) -> Array:
@@ -151,7 +140,7 @@ def _filter_gradient(x: Array, gain: Array, offset: Array, g: Array) -> tuple[Ar
 def _convolution_kernel(refs: dict[str, Any]) -> None:
     windows = _windows(refs)
     for row in range(ROWS):
-        y = _dot(refs["matrix"][...], _around(windows, row), NN)
+        y = dot(refs["matrix"][...], _around(windows, row), NN)
         if "bias" in refs:
             y += refs["bias"][...]
         refs["y"][0, row] = y.astype(refs["y"].dtype)
@@ -166,7 +155,7 @@ def _filter_gradient_kernel(refs: dict[str, Any]) -> None:
     windows = _windows(refs)
     for row in range(ROWS):
         g = refs["g"][0, row]
-        refs["dmatrix"][...] += _dot(g, _around(windows, row), NT)
+        refs["dmatrix"][...] += dot(g, _around(windows, row), NT)
         refs["dbias"][...] += g.astype(jnp.float32).sum(1, keepdims=True)
 
 
@@ -196,11 +185,6 @@ def _window(refs: dict[str, Any], row: Array, inside: Any) -> Array:
 def _around(windows: list[Array], row: int) -> Array:
     """[9 c, w] of a row of a block."""
     return jnp.concatenate(windows[row : row + 3], 0)
-
-
-def _dot(a: Array, b: Array, contraction: Any) -> Array:
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, contraction, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _rows(x: Array) -> dict[str, tuple[Array, pl.BlockSpec]]:

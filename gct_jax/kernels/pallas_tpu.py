@@ -1,6 +1,10 @@
-"""Running a Pallas kernel on a TPU: references by name, stated cost, the interpreter elsewhere."""
+"""Running a Pallas kernel on a TPU: references by name, stated cost, the interpreter elsewhere.
+
+A kernel is opaque to XLA's partitioner. Under a mesh each device runs it on its own samples.
+"""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +13,38 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+from gct_jax.sharding import BATCH, splits_evenly
 
 VMEM_LIMIT_BYTES = 96 * 2**20
+
+TN = (((0,), (0,)), ((), ()))  # contract the rows of both factors
+NN = (((1,), (0,)), ((), ()))
+NT = (((1,), (1,)), ((), ()))
+
+
+def dot(a: Array, b: Array, contraction: Any) -> Array:
+    """Product of two matrices within a kernel, summed in float32."""
+    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(a, b, contraction, precision=exact, preferred_element_type=jnp.float32)
+
+
+def is_alone() -> bool:
+    """Whether there is no mesh, or one of a single device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or math.prod(mesh.axis_sizes) == 1
+
+
+def on_own_samples(function: Callable[..., Array], *arrays: Array, whole: int = 0) -> Array:
+    """function(*arrays) on each device of the current mesh for its own samples, the first axis of
+    the arrays but the last `whole`, which every device has all of."""
+    if is_alone():
+        return function(*arrays)
+    rows = BATCH if splits_evenly(arrays[0].shape[0]) else P()
+    specs = (*[rows] * (len(arrays) - whole), *[P()] * whole)
+    # The interpreter of the kernels does not track which axes a value varies over.
+    return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(*arrays)
 
 
 def run_kernel(

@@ -72,7 +72,8 @@ class UNet(nn.Module):
       use_global_context_attn: blocks gate channels by a summary of the map.
       final_resnet_block: a ResNet block before the last convolution.
       scale_skip_connection: skips are divided by sqrt(2).
-      backend: of the attention to the text, see `CrossAttention`.
+      backend: of the attention to the text, see `CrossAttention`, and of the convolutions, see
+        `Block`.
       dtype: computation type; norms, softmax and the output stay float32.
       remat: the backward pass computes each ResNet block again instead of keeping it.
     """
@@ -181,7 +182,12 @@ class UNet(nn.Module):
         if self.final_resnet_block:
             # The reference gates this block whatever `use_global_context_attn` says.
             final = ResnetBlock(
-                self.dim, self.resnet_groups[0], gate=True, dtype=self.dtype, name="final_block"
+                self.dim,
+                self.resnet_groups[0],
+                gate=True,
+                dtype=self.dtype,
+                backend=self.backend,
+                name="final_block",
             )
             x = self._run(final, x, time)
         final_conv = FinalConv(self.channels_out or self.channels, self.dtype, name="final_conv")
@@ -238,6 +244,7 @@ class UNet(nn.Module):
             gate and self.use_global_context_attn,
             attention if cross else None,
             self.dtype,
+            self.backend,
             name=name,
         )
 
@@ -306,6 +313,7 @@ class UNet(nn.Module):
             self.resnet_groups[-1],
             cross_attention=attention,
             dtype=self.dtype,
+            backend=self.backend,
         )
         x = self._run(block(name="middle_block1"), x, time, tokens)
         if self.attend_at_middle:
@@ -359,6 +367,6 @@ class UNet(nn.Module):
         for i, feature in enumerate(features):
             factor = x.shape[1] // feature.shape[1]
             feature = jnp.repeat(jnp.repeat(feature, factor, axis=1), factor, axis=2)
-            block = Block(self.dim, COMBINER_GROUPS, dtype=self.dtype, name=f"combine_{i}")
+            block = Block(self.dim, COMBINER_GROUPS, self.dtype, self.backend, name=f"combine_{i}")
             maps.append(block(feature))
         return jnp.concatenate(maps, axis=-1)

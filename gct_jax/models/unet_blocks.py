@@ -97,11 +97,13 @@ class Block(nn.Module):
       features: output channels.
       groups: groups of the group norm.
       dtype: computation type; norms and softmax stay float32.
+      backend: "dense" keeps norm and convolution apart on TPUs too, which has both modes.
     """
 
     features: int = 64
     groups: int = 8
     dtype: DTypeLike = jnp.float32
+    backend: str = "auto"
 
     @nn.compact
     def __call__(
@@ -109,7 +111,7 @@ class Block(nn.Module):
     ) -> Float[Array, "batch height width features"]:
         """x [b, h, w, c], modulation [b, 2 c] or None; returns [b, h, w, features]."""
         norm = GroupNorm(self.groups, dtype=self.dtype, name="norm")
-        if fuses(x.shape, self.features):
+        if self.backend != "dense" and fuses(x.shape, self.features):
             gain, offset = norm.affine(x, scale_shift)
             weights = ConvWeights(self.features, name="conv")(x.shape[-1])
             x = normed_convolution(x.astype(self.dtype), gain, offset, *weights)
@@ -151,6 +153,7 @@ class ResnetBlock(nn.Module):
       gate: whether to apply the global context gate.
       cross_attention: builds the module that attends to the conditioning tokens, or None.
       dtype: computation type; norms and softmax stay float32.
+      backend: see `Block`.
     """
 
     features: int = 64
@@ -158,6 +161,7 @@ class ResnetBlock(nn.Module):
     gate: bool = False
     cross_attention: Callable[..., nn.Module] | None = None
     dtype: DTypeLike = jnp.float32
+    backend: str = "auto"
 
     @nn.compact
     def __call__(
@@ -167,12 +171,12 @@ class ResnetBlock(nn.Module):
         tokens: Float[Array, "batch tokens token_dim"] | None = None,
     ) -> Float[Array, "batch height width features"]:
         """x [b, h, w, c], time [b, time width], tokens [b, l, token width] for cross attention."""
-        hidden = Block(self.features, self.groups, dtype=self.dtype, name="block1")(x)
+        hidden = Block(self.features, self.groups, self.dtype, self.backend, name="block1")(x)
         if self.cross_attention is not None:
             attend = self.cross_attention(dtype=self.dtype, name="cross_attention")
             hidden = hidden + attend(hidden, tokens)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="time")(nn.silu(time))
-        hidden = Block(self.features, self.groups, dtype=self.dtype, name="block2")(
+        hidden = Block(self.features, self.groups, self.dtype, self.backend, name="block2")(
             hidden, modulation
         )
         if self.gate:

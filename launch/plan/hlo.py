@@ -191,7 +191,6 @@ def _read(
         if operation in FREE or operation.endswith("-done"):
             continue
         moved = memory_bytes(result) + sum(memory_bytes(types.get(name, "")) for name in operands)
-        source = re.search(r'op_name="([^"]*)"', line)
         calls = _CALLS.search(line) if operation == "fusion" else None
         inside = _hidden(calls[1], bodies, times) if calls else []
         for channel, one in inside:
@@ -200,9 +199,7 @@ def _read(
             hidden.add(channel)
         if inside:
             moved -= _handed_on(line, result, operands, types)
-        yield Instruction(
-            name, operation, result, moved, times, _group(line), source[1] if source else ""
-        )
+        yield Instruction(name, operation, result, moved, times, _group(line), _source(line))
 
 
 def _hidden(
@@ -220,10 +217,7 @@ def _hidden(
             root = next(filter(None, map(_INSTRUCTION.match, lines[::-1])))
             result, kind = root[2], "reduce-scatter"
         channel = _CHANNEL.search(line)
-        source = re.search(r'op_name="([^"]*)"', line)
-        one = Instruction(
-            match[1], kind, result, 0.0, times, _group(line), source[1] if source else ""
-        )
+        one = Instruction(match[1], kind, result, 0.0, times, _group(line), _source(line))
         found.append((channel[1] if channel else match[1], one))
     return found
 
@@ -237,6 +231,12 @@ def _handed_on(line: str, result: str, operands: list[str], types: dict[str, str
     pairs = [(int(i), int(j)) for i, j in re.findall(r"\{(\d+)\}: \((\d+),", aliases[1])]
     total = sum(memory_bytes(results[output]) for output, _ in pairs)
     return total + sum(memory_bytes(types.get(operands[j], "")) for j in {j for _, j in pairs})
+
+
+def _source(line: str) -> str:
+    """The operation of the program that an instruction comes from, "" if it does not say."""
+    found = re.search(r'op_name="([^"]*)"', line)
+    return found[1] if found else ""
 
 
 def _group(line: str) -> int:

@@ -106,19 +106,13 @@ def study(
     )
     command = [*stage_arguments(folder, stage, settings), f"data.folder={folder / 'data'}"]
     undisturbed, disturbed = folder / f"{stage}-undisturbed", folder / f"{stage}-killed"
-    pair = _start([*command, "--workdir", str(undisturbed)], undisturbed)
-    codes = [process.wait() for process in pair]
-    if codes != [0, 0]:
-        raise GctError(f"the undisturbed run of {stage} ended with {codes}")
+    _finish([*command, "--workdir", str(undisturbed)], undisturbed)
     saves = max(1, round(0.3 * kills))
     log = [
         _killed([*command, "--workdir", str(disturbed)], disturbed, i < saves, rng)
         for i in tqdm(range(kills), desc=stage, unit="kill")
     ]
-    pair = _start([*command, "--workdir", str(disturbed)], disturbed)
-    codes = [process.wait() for process in pair]
-    if codes != [0, 0]:
-        raise GctError(f"the killed run of {stage} ended with {codes}")
+    _finish([*command, "--workdir", str(disturbed)], disturbed)
     one, other = _sums(undisturbed, steps), _sums(disturbed, steps)
     return log, sum(one[name] != other.get(name) for name in one), len(one)
 
@@ -127,6 +121,12 @@ def _checked(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     if done.returncode:
         raise GctError(f"{words[0]} failed: {done.stderr.strip()[-500:]}")
+
+
+def _finish(arguments: list[str], workdir: Path) -> None:
+    codes = [process.wait() for process in _start(arguments, workdir)]
+    if codes != [0, 0]:
+        raise GctError(f"the run in {workdir} ended with {codes}; see {workdir}.log")
 
 
 def _start(arguments: list[str], workdir: Path) -> list[subprocess.Popen]:
@@ -199,11 +199,12 @@ def _sums(workdir: Path, step: int) -> dict[str, list]:
 
 def report(logs: dict[str, tuple[list[Kill], int, int]]) -> str:
     """The page."""
+    some = "" if [*logs] == DEFAULT_STAGES else f" --stage {' '.join(logs)}"
     lines = [
         "# Killed and gone on",
         "",
-        "`python -m launch.studies.kills`: two processes, SIGKILL of one; then the same command",
-        "again.",
+        f"`python -m launch.studies.kills{some}`: two processes, SIGKILL of one; then the",
+        "same command again.",
     ]
     for stage, (kills, differing, arrays) in logs.items():
         rows = [("kill", "process", "after step", "during a save", "the other ended after, s")]

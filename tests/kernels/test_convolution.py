@@ -116,10 +116,9 @@ def test_memory_is_that_of_a_band():
     assert program.memory_analysis().temp_size_in_bytes < 3 * image  # two padded copies and a band
 
 
-@pytest.mark.parametrize(
-    ("past", "dtype", "platform"),
-    [(1, jnp.float32, "cpu"), (2, jnp.bfloat16, "cpu"), (2, jnp.float32, "tpu")],
-)
+@pytest.mark.parametrize("past", [1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_depthwise_is_xlas_grouped_convolution(past, dtype, platform):
     """Value and gradients; sums of 120 products in another order."""
     rng = np.random.default_rng(3)

@@ -10,6 +10,7 @@ import pytest
 from compiling import quick_jit
 from jax.sharding import NamedSharding
 
+from gct_jax.errors import ConfigError
 from gct_jax.kernels.normed_convolution import fuses, normed_convolution
 from gct_jax.kernels.target import tracing_for
 from gct_jax.models.unet_blocks import ResnetBlock
@@ -88,3 +89,16 @@ def test_a_block_is_the_same_function_of_the_same_parameters(shape):
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[1]))
     for one, other in zip(*map(jax.tree.leaves, (plain, fused)), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_plain_convolutions_have_both_modes_and_the_error_names_them():
+    x, time = normal(1, 8, 128, 16), normal(1, 6, seed=1)
+    with tracing_for("tpu"):
+        variables = ResnetBlock(16, 8).init(jax.random.key(0), x, time)
+        with pytest.raises(ConfigError, match='reverse mode only; backend="dense" gives jvp too'):
+            jax.jvp(lambda x: ResnetBlock(16, 8).apply(variables, x, time), (x,), (x,))
+        plain = ResnetBlock(16, 8, backend="dense")
+        y, dy = jax.jvp(lambda x: plain.apply(variables, x, time), (x,), (x,))
+        fused = ResnetBlock(16, 8).apply(variables, x, time)
+    np.testing.assert_allclose(y, fused, atol=1e-4)
+    assert float(jnp.abs(dy).max()) > 0

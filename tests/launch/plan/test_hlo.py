@@ -57,9 +57,7 @@ def test_bytes_turns_and_groups():
     assert collective("all-gather-done") == ""
 
 
-HIDDEN = """HloModule jit_g
-
-%async_collective_fusion.1 (p: bf16[2,8], q: bf16[8,8], x: f32[4]) -> (f32[4], bf16[2,8], bf16[8,8]) {
+GATHERING = """%async_collective_fusion.1 (p: bf16[2,8], q: bf16[8,8], x: f32[4]) -> (f32[4], bf16[2,8], bf16[8,8]) {
   %p = bf16[2,8]{1,0} parameter(0)
   %q = bf16[8,8]{1,0} parameter(1)
   %g = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
@@ -67,16 +65,13 @@ HIDDEN = """HloModule jit_g
   %y = f32[4]{0} add(%x, %x)
   ROOT %t = (f32[4]{0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) tuple(%y, %p, %g)
 }
+"""  # noqa: E501
+HIDDEN = f"""HloModule jit_g
 
-%async_collective_fusion.2 (p: bf16[2,8], q: bf16[8,8], x: f32[4]) -> (f32[4], bf16[2,8], bf16[8,8]) {
-  %p = bf16[2,8]{1,0} parameter(0)
-  %q = bf16[8,8]{1,0} parameter(1)
-  %g = bf16[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
-  %x = f32[4]{0} parameter(2)
-  %y = f32[4]{0} add(%x, %x)
-  ROOT %t = (f32[4]{0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) tuple(%y, %p, %g)
-}
-
+{GATHERING}
+{GATHERING.replace("fusion.1", "fusion.2")}
+"""
+HIDDEN += """
 %all-reduce-scatter (input: f32[16,8]) -> f32[4,8] {
   %input = f32[16,8]{1,0} parameter(0)
   %sum = f32[16,8]{1,0} all-reduce(%input), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
